@@ -1,0 +1,86 @@
+# Needs python3.11 or newer and make; everything else goes into $(VENV), once.
+# A CPU build of torch from an index of your choice: make demo TORCH_ARGS="--index-url ..."
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3,$(shell command -v $(name) 2>/dev/null)))
+VENV ?= .venv
+TORCH_ARGS ?=
+PYTEST_ARGS ?=
+
+RUN := $(VENV)/bin
+PIP := $(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+ONE_THREAD := OMP_NUM_THREADS=1
+
+.PHONY: demo test test-slow lint format docs bench bench-speed constraints clean
+.PHONY: lint-code lint-format lint-types lint-layers lint-size lint-text
+
+demo: $(VENV)/.run
+	$(RUN)/mezzotint demo --out report
+
+test: $(VENV)/.dev
+	$(ONE_THREAD) $(RUN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.dev
+	$(ONE_THREAD) $(RUN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: lint-code lint-format lint-types lint-layers lint-size lint-text
+
+lint-code: $(VENV)/.dev
+	$(RUN)/ruff check .
+
+lint-format: $(VENV)/.dev
+	$(RUN)/ruff format --check .
+
+lint-types: $(VENV)/.dev
+	$(RUN)/mypy
+
+lint-layers: $(VENV)/.dev
+	$(RUN)/lint-imports --no-logo
+
+lint-size: $(VENV)/.dev
+	$(RUN)/python tools/check_size.py src
+
+lint-text: $(VENV)/.dev
+	$(RUN)/python tools/check_text.py
+
+format: $(VENV)/.dev
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+
+docs: $(VENV)/.docs
+	$(RUN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/.run
+	$(RUN)/mezzotint bench
+
+bench-speed: $(VENV)/.run
+	$(RUN)/python benchmarks/speed.py
+
+# What the environment holds now becomes what everyone gets.
+constraints: $(VENV)/.dev $(VENV)/.docs
+	$(RUN)/python tools/write_constraints.py constraints.txt
+
+clean:
+	rm -rf build dist site report .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/pyvenv.cfg:
+	@test -n "$(PYTHON)" || { echo "python3.11 or newer is needed and none was found; try make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" \
+		|| { echo "python3.11 or newer is needed, $(PYTHON) is older; try make PYTHON=/path/to/python3" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and alone, so that no other package's requirement decides which build of it is pulled.
+$(VENV)/.torch: constraints.txt | $(VENV)/pyvenv.cfg
+	$(PIP) $(TORCH_ARGS) torch
+	@touch $@
+
+$(VENV)/.run: pyproject.toml $(VENV)/.torch
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.run
+	$(PIP) --editable ".[docs]"
+	@touch $@
