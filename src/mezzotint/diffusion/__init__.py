@@ -1,0 +1,26 @@
+"""The mathematics that all methods share: random streams, noise levels, denoiser view, guidance, inversion."""
+
+from __future__ import annotations
+
+from mezzotint.diffusion.condition import Condition
+from mezzotint.diffusion.denoiser import Denoiser, Predictor
+from mezzotint.diffusion.guidance import Composed, composed, guided
+from mezzotint.diffusion.inversion import Trajectory, invert, replay
+from mezzotint.diffusion.levels import Levels
+from mezzotint.diffusion.rng import normal, stream, uniform
+
+__all__ = [
+    "Composed",
+    "Condition",
+    "Denoiser",
+    "Levels",
+    "Predictor",
+    "Trajectory",
+    "composed",
+    "guided",
+    "invert",
+    "normal",
+    "replay",
+    "stream",
+    "uniform",
+]
