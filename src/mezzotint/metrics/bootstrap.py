@@ -1,0 +1,204 @@
+"""Paired two-way bootstrap: confidence intervals over prompts x seeds.
+
+Values of an experiment form a table ``seeds x units`` (a unit is mostly a prompt). Seeds and units are crossed random effects, so both
+are resampled, independently of each other and with replacement (the pigeonhole bootstrap of Owen, "The pigeonhole bootstrap", Annals of
+Applied Statistics 2007, arXiv:0712.1111), and all arms are resampled with the same draws: differences between arms are *paired*.
+
+The percentile interval of the resampled means is reported. It is conservative where prompt and seed interact (the usual case: the noise
+differs in every picture), and it cannot be trusted with very few units: `MINIMUM_UNITS` says when a verdict may be drawn from it at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from mezzotint.diffusion.rng import stream
+
+__all__ = [
+    "DRAWS", "MINIMUM_UNITS", "Interval", "mean_interval", "paired_difference", "percentile_interval", "resampled_indices",
+    "resampled_means", "resampled_statistic",
+]  # fmt: skip
+
+DRAWS = 10_000
+# Fewer than six values can all lie on one side of the truth with probability above 2 x 2^-5 = 6 %: no resampling of them covers 95 %.
+MINIMUM_UNITS = 6
+_CHUNK = 1_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its interval, in the unit of the values.
+
+    Attributes:
+        estimate: the statistic on the data themselves.
+        low: lower end.
+        high: upper end.
+    """
+
+    estimate: float
+    low: float
+    high: float
+
+
+def _counts(units: int, *, draws: int, seed: int, purpose: str, device: torch.device) -> Float[Tensor, "draw unit"]:
+    indices = resampled_indices(units, draws=draws, seed=seed, purpose=purpose)
+    counts = torch.zeros(draws, units, dtype=torch.float64)
+    return counts.scatter_add_(1, indices, torch.ones_like(counts)).to(device)
+
+
+def resampled_indices(units: int, *, draws: int, seed: int = 0, purpose: str = "units") -> Int64[Tensor, "draw unit"]:
+    """Draw the indices of a bootstrap: ``units`` of ``units`` with replacement, ``draws`` times.
+
+    Args:
+        units: how many there are, at least 1.
+        draws: number of resamples, at least 1.
+        seed: of the derived random stream.
+        purpose: names the stream, so that seeds and prompts are resampled independently.
+
+    Raises:
+        ValueError: ``units`` or ``draws`` is below 1.
+    """
+    if units < 1 or draws < 1:
+        raise ValueError(f"units and draws must be at least 1, got {units} and {draws}")
+    generator = stream(seed, f"bootstrap-{purpose}")
+    return torch.randint(units, (draws, units), generator=generator)
+
+
+def resampled_means(
+    values: Float[Tensor, "arm seed unit"], *, draws: int = DRAWS, seed: int = 0
+) -> Float[Tensor, "draw arm"]:
+    """Means of all arms under the same resamples of seeds and units.
+
+    Args:
+        values: finite numbers; every arm measured on the same seeds and units.
+        draws: number of resamples.
+        seed: of the resampling.
+
+    Returns:
+        float64 means, on the device of ``values``.
+
+    Raises:
+        ValueError: a value is not finite, or the table is empty.
+    """
+    if values.numel() == 0:
+        raise ValueError(f"values must not be empty, got shape {tuple(values.shape)}")
+    if not torch.isfinite(values).all():
+        raise ValueError("values must be finite: leave out a prompt in all arms, or count its failure as the worst value")
+    table = values.double()
+    arms, seeds, units = table.shape
+    seed_counts = _counts(seeds, draws=draws, seed=seed, purpose="seeds", device=values.device)
+    unit_counts = _counts(units, draws=draws, seed=seed, purpose="units", device=values.device)
+    by_seed = table.permute(1, 0, 2).reshape(seeds, arms * units)
+    means = [
+        torch.einsum("dau,du->da", (chosen @ by_seed).view(-1, arms, units), weights) / (seeds * units)
+        for chosen, weights in zip(seed_counts.split(_CHUNK), unit_counts.split(_CHUNK), strict=True)
+    ]
+    return torch.cat(means)
+
+
+def resampled_statistic(
+    statistic: Callable[[Int64[Tensor, " unit"]], float], units: int, *, draws: int = 200, seed: int = 0
+) -> Float[Tensor, " draw"]:
+    """Bootstrap of a statistic of a whole sample, such as a Frechet distance, over its units.
+
+    Arms that are called with the same ``units``, ``draws`` and ``seed`` see the same resamples, so their differences are paired.
+
+    Args:
+        statistic: takes the indices of the resampled units.
+        units: size of the sample.
+        draws: number of resamples.
+        seed: of the resampling.
+    """
+    indices = resampled_indices(units, draws=draws, seed=seed)
+    return torch.tensor([statistic(chosen) for chosen in indices], dtype=torch.float64)
+
+
+def percentile_interval(draws: Float[Tensor, " draw"], *, level: float = 0.95) -> tuple[float, float]:
+    """Central interval of resampled statistics.
+
+    Args:
+        draws: resampled values of one statistic.
+        level: probability inside, between 0 and 1.
+
+    Raises:
+        ValueError: ``level`` is not between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64, device=draws.device)
+    low, high = torch.quantile(draws.double(), tails).tolist()
+    return low, high
+
+
+def mean_interval(
+    values: Float[Tensor, "seed unit"], *, level: float = 0.95, draws: int = DRAWS, seed: int = 0
+) -> Interval:
+    """Mean of one arm with its two-way bootstrap interval.
+
+    Args:
+        values: one arm's table.
+        level: probability inside the interval.
+        draws: number of resamples.
+        seed: of the resampling.
+    """
+    means = resampled_means(values[None], draws=draws, seed=seed)[:, 0]
+    low, high = percentile_interval(means, level=level)
+    return Interval(values.double().mean().item(), low, high)
+
+
+def paired_difference(
+    ours: Float[Tensor, "seed unit"],
+    baseline: Float[Tensor, "seed unit"],
+    *,
+    relative: bool = False,
+    level: float = 0.95,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Interval:
+    """Interval of ``ours - baseline``, or of ``ours / baseline - 1``, over the same seeds and units.
+
+    Args:
+        ours: table of the method.
+        baseline: table of the baseline; entry (s, u) was measured on the same seed and prompt as ours.
+        relative: ratio of the means instead of their difference; the baseline's mean must be positive in every resample.
+        level: probability inside the interval.
+        draws: number of resamples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: the tables differ in shape, or a ratio to a baseline that is not positive was asked for.
+    """
+    if ours.shape != baseline.shape:
+        raise ValueError(
+            f"paired arms must be measured on the same seeds and units, got {tuple(ours.shape)} and {tuple(baseline.shape)}"
+        )
+    means = resampled_means(torch.stack([ours, baseline]), draws=draws, seed=seed)
+    effects = effect(means[:, 0], means[:, 1], relative=relative)
+    low, high = percentile_interval(effects, level=level)
+    centre = effect(ours.double().mean(), baseline.double().mean(), relative=relative)
+    return Interval(centre.item(), low, high)
+
+
+def effect(
+    ours: Float[Tensor, "*draw"], baseline: Float[Tensor, "*draw"], *, relative: bool = False
+) -> Float[Tensor, "*draw"]:
+    """Difference, or ratio minus one, of two means.
+
+    Args:
+        ours: mean of the method, or its resampled means.
+        baseline: the same of the baseline.
+        relative: ratio minus one.
+
+    Raises:
+        ValueError: ``relative``, and a baseline mean is not positive.
+    """
+    if not relative:
+        return ours - baseline
+    if not (baseline > 0).all():
+        raise ValueError("a relative difference needs a baseline mean above 0 in every resample: use the plain difference")
+    return ours / baseline - 1
