@@ -4,7 +4,7 @@ Inversion walks from clean to noisy with the noise predicted at the target times
 x_i = step(x_{i-1}, eps(x_{i-1}, t_i)), as diffusers' DDIMInverseScheduler does. Sampling back evaluates the model on
 x_i instead, so it drifts. The drift of every step, r_i = x_{i-1} - step(x_i, eps(x_i, t_i)), is stored and added on
 replay (arXiv 2310.01506); no null-text optimisation is needed. A residual is a float64 difference of two samples and
-therefore gives the earlier sample back to the last bit.
+therefore gives the earlier sample back to the last bit (float64 latents: to rounding).
 
 Differences from DDIMInverseScheduler: any set of timesteps is allowed, and every step starts from the level the sample
 really has (the scheduler assumes t - T/S, which is another level for trailing or irregular timesteps); predicted clean
