@@ -1,0 +1,51 @@
+"""One attention processor, many composable edits, on any U-Net, DiT or PixArt of diffusers.
+
+    with install(pipe, LogitMask(bias, kind="cross", branch="cond"), Observe(record, kind="cross")):
+        images = pipe(prompt).images
+
+`edits` describes the kinds of edit and the order in which they act, `processor.install` how rows, branches and steps
+are counted, `sites` how layers are named.
+"""
+
+from mezzotint.attention.edits import (
+    Call,
+    Context,
+    Edit,
+    KeysValues,
+    LogitMask,
+    Moment,
+    Observe,
+    Output,
+    Probabilities,
+    Record,
+    Region,
+    Regions,
+    States,
+    during,
+)
+from mezzotint.attention.plan import Installation
+from mezzotint.attention.processor import install
+from mezzotint.attention.sites import Site, backbone, resize_maps, sites
+
+__all__ = [
+    "Call",
+    "Context",
+    "Edit",
+    "Installation",
+    "KeysValues",
+    "LogitMask",
+    "Moment",
+    "Observe",
+    "Output",
+    "Probabilities",
+    "Record",
+    "Region",
+    "Regions",
+    "Site",
+    "States",
+    "backbone",
+    "during",
+    "install",
+    "resize_maps",
+    "sites",
+]
