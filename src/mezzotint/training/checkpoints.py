@@ -1,8 +1,8 @@
 """Crash-safe checkpoints of a run: complete or absent, checked before they are used, never overwritten in place.
 
-A checkpoint is a folder `checkpoints/step-00000100` of safetensors and JSON files. It is written under a temporary name,
-synced, given a manifest of sizes and SHA-256 last, renamed; then the file `latest` names it; then older ones are removed. A
-process killed anywhere in between leaves at least one complete checkpoint and no half one.
+A checkpoint is a folder `checkpoints/step-00000100` of safetensors and JSON files. It is written under a temporary
+name, synced, given a manifest of sizes and SHA-256 last, renamed; then the file `latest` names it; then older ones are
+removed. A process killed anywhere in between leaves at least one complete checkpoint and no half one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Checkpoints:
         say: receives one line for everything out of the ordinary.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2, say: Callable[[str], None] = print) -> None:
+    def __init__(self, folder: Path, *, keep: int = 2, say: Callable[[str], None]) -> None:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self.folder = folder
@@ -57,7 +57,7 @@ class Checkpoints:
         if not self.home.is_dir():
             return []
         found = [path for path in self.home.iterdir() if NAME.fullmatch(path.name)]
-        return sorted(found, key=lambda path: step_of(path), reverse=True)
+        return sorted(found, key=step_of, reverse=True)
 
     def newest(self) -> Path | None:
         """The newest checkpoint whose files match its manifest; broken ones are reported and passed over."""
@@ -111,8 +111,8 @@ class Checkpoints:
     def begin_after(self, chosen: Path | None) -> None:
         """Make the folder ready for writing on from `chosen`.
 
-        What killed writers left behind is removed; checkpoints newer than the chosen one (they are broken, or it would not
-        have been chosen) are set aside under a name that no later run takes for a checkpoint.
+        What killed writers left behind is removed; checkpoints newer than the chosen one (they are broken, or it would
+        not have been chosen) are set aside under a name that no later run takes for a checkpoint.
         """
         for path in self.home.iterdir() if self.home.is_dir() else ():
             if not NAME.fullmatch(path.name) and not path.name.startswith("broken-") and path.is_dir():
@@ -124,7 +124,8 @@ class Checkpoints:
                 path.rename(aside)
 
     def _discard(self, path: Path) -> None:
-        # Renamed first, so that a kill in the middle of the removal leaves no half checkpoint under a checkpoint's name.
+        # Renamed first, so that a kill in the middle of the removal leaves no half checkpoint under a checkpoint's
+        # name.
         doomed = path.with_name(f"old-{path.name}")
         with contextlib.suppress(OSError):
             shutil.rmtree(doomed, ignore_errors=True)

@@ -1,7 +1,7 @@
 """The settings of a training run: one frozen dataclass, checked when it is made, and the learning-rate schedule.
 
-The cosine schedule is that of SGDR without restarts (Loshchilov and Hutter, arXiv 1608.03983, equation 5) after a linear
-warm-up. Everything is a pure function of the step, so no schedule state is ever saved.
+The cosine schedule is that of SGDR without restarts (Loshchilov and Hutter, arXiv 1608.03983, equation 5) after a
+linear warm-up. Everything is a pure function of the step, so no schedule state is ever saved.
 """
 
 from __future__ import annotations
@@ -13,10 +13,19 @@ from typing import Any, Literal
 
 import torch
 
-# Fields that may differ between the run in a folder and the call that continues it: they do not change what a step computes,
-# except `steps`, whose change is how a run is made longer and is announced.
-FREE = ("steps", "checkpoint_every", "keep", "held_out_every", "held_out_items", "watch_every", "log_every", "stop_after",
-        "workers")  # fmt: skip
+# Fields that may differ between the run in a folder and the call that continues it: they do not change what a step
+# computes, except `steps`, whose change is how a run is made longer and is announced.
+FREE = {
+    "steps",
+    "checkpoint_every",
+    "keep",
+    "held_out_every",
+    "held_out_items",
+    "watch_every",
+    "log_every",
+    "stop_after",
+    "workers",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,11 +138,11 @@ class Config:
         values = dataclasses.asdict(self)
         return {**values, "betas": list(self.betas), "rates": dict(self.rates)}
 
-    def differences(self, saved: Mapping[str, Any]) -> list[str]:
-        """Settings that change what a step computes and differ from those in `saved`, as "name: saved -> now"."""
+    def differences(self, saved: Mapping[str, Any]) -> dict[str, str]:
+        """Settings that change what a step computes and differ from those in `saved`, as name: "saved -> now"."""
         now = self.to_json()
         names = [name for name in now if name not in FREE and name in saved and saved[name] != now[name]]
-        return [f"{name}: {saved[name]} -> {now[name]}" for name in names]
+        return {name: f"{saved[name]} -> {now[name]}" for name in names}
 
 
 def _at_least(name: str, value: float, least: int) -> None:

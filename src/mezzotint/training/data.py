@@ -1,7 +1,7 @@
 """Where batches come from: tensors in memory, a map-style dataset, a function, or any object with `draw`.
 
-The order is derived from (seed, epoch): the items of step s are positions s*batch_size .. (s+1)*batch_size - 1 of the endless
-row of shuffled epochs, so continuing at a step needs no saved position and every item is seen once an epoch.
+The order is derived from (seed, epoch): the items of step s are positions s*batch_size .. (s+1)*batch_size - 1 of the
+endless row of shuffled epochs, so continuing at a step needs no saved position and every item is seen once an epoch.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def batches(
     workers: int = 0,
     split: str = "train",
 ) -> Iterator[Batch]:
-    """Endless parts of batches, beginning with step `start`: for each step one part for each (first, count) of `shares`.
+    """Endless parts of batches, from step `start` on: for each step one part for each (first, count) of `shares`.
 
     Args:
         data: tensors with the items along their first dimension; a map-style dataset; a `Source`; or a function
@@ -134,7 +134,10 @@ def batches(
     if isinstance(data, Dataset):
         order = Order(len(data), seed, shuffle=shuffle, split=split)
         lists = _Lists(order, batch_size, list(shares), start)
-        return iter(DataLoader(data, batch_sampler=lists, num_workers=workers, generator=rng.stream(seed, "workers")))  # type: ignore[arg-type]
+        loading: Any = data  # torch's annotation asks for a subclass; map-style is all it needs
+        return iter(
+            DataLoader(loading, batch_sampler=lists, num_workers=workers, generator=rng.stream(seed, "workers"))
+        )
     if callable(data):
         return _made(data, functools.partial(rng.stream, seed, f"{split}/batch"), plan)
     raise TypeError(f"data must be a mapping of tensors, a dataset, a Source or a function, got {type(data).__name__}")

@@ -1,4 +1,4 @@
-"""Exponential moving average of weights: average <- decay * average + (1 - decay) * weights, after every optimiser step.
+"""Exponential moving average of weights: average <- decay * average + (1 - decay) * weights, after every step.
 
 The warm-up of the decay, min(decay, (1 + n) / (10 + n)), is the usual one that keeps the first weights from lingering.
 """

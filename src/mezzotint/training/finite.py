@@ -1,6 +1,7 @@
 """Where a calculation stopped being finite: found by doing the failed step again and watching every layer.
 
-A step can be repeated exactly, because all its draws are derived from its number; so nothing is watched while all is well.
+A step can be repeated exactly, because all its draws are derived from its number; so nothing is watched while all is
+well.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class NonFiniteError(RuntimeError):
 
 
 def first_bad_layer(modules: Mapping[str, nn.Module], again: Callable[[], Any]) -> str:
-    """The first layer with an output that is not finite while `again` runs; "the loss itself" if every layer is fine."""
+    """The first layer whose output is not finite while `again` runs; "the loss itself" if all are fine."""
     found: list[str] = []
     with _watched(modules, found), torch.no_grad():
         again()

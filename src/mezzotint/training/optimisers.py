@@ -1,8 +1,8 @@
-"""AdamW (Loshchilov and Hutter, arXiv 1711.05101) and Muon (Jordan et al. 2024; scaled as by Liu et al., arXiv 2502.16982).
+"""AdamW (Loshchilov and Hutter, arXiv 1711.05101) and Muon (Jordan et al. 2024).
 
-Muon replaces the momentum of a weight matrix by the nearest semi-orthogonal matrix, found by five Newton-Schulz steps. With
-the update scaled by 0.2 sqrt(max(rows, columns)), whose root mean square is then about 0.2 as AdamW's, AdamW's learning
-rates and weight decays carry over (section 2.2 of arXiv 2502.16982).
+Muon replaces the momentum of a weight matrix by the nearest semi-orthogonal matrix, found by five Newton-Schulz steps.
+Scaled by 0.2 sqrt(max(rows, columns)) its root mean square is about 0.2, as that of AdamW's updates, so that AdamW's
+learning rates and weight decays carry over (Liu et al., arXiv 2502.16982, section 2.2).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(list(groups), {"lr": 1e-3})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply one update to every tensor that has a gradient."""
         result = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
@@ -117,7 +117,8 @@ def muon(
 ) -> Muon:
     """Muon for every trained weight with two or more dimensions (convolutions flattened), AdamW for the rest.
 
-    Lookup tables (`nn.Embedding`) go to AdamW, too: a batch touches few of their rows, and orthogonalising would move all.
+    Lookup tables (`nn.Embedding`) go to AdamW, too: a batch touches few of their rows, and orthogonalising would move
+    all of them.
 
     Args:
         modules: a module, or a mapping from names to modules and parameters.
@@ -135,10 +136,10 @@ def muon(
     shared = {"muon": {"momentum": momentum, "iterations": iterations, "product_dtype": product_dtype}}
     shared["adamw"] = {"betas": betas, "epsilon": epsilon}
 
-    def kind(name: str, value: Tensor) -> str:
+    def kind(value: Tensor) -> str:
         return "muon" if value.ndim >= 2 and id(value) not in tables else "adamw"
 
-    groups = _groups(trainables.parameters, lr, weight_decay, rate_of, kind)
+    groups = _groups(trainables.parameters, lr=lr, decay=weight_decay, rate_of=rate_of, kind=kind)
     return Muon([{**group, **shared[group["kind"]]} for group in groups])
 
 
@@ -151,21 +152,24 @@ def adamw(
     epsilon: float = 1e-8,
     rate_of: Callable[[str], float] = lambda _: 1.0,
 ) -> torch.optim.AdamW:
-    """torch's fused AdamW on everything trained; weight decay only on tensors with two or more dimensions."""
-    groups = _groups(Trainables.of(modules).parameters, lr, weight_decay, rate_of, lambda *_: "adamw")
+    """Torch's fused AdamW on everything trained; weight decay only on tensors with two or more dimensions."""
+    groups = _groups(
+        Trainables.of(modules).parameters, lr=lr, decay=weight_decay, rate_of=rate_of, kind=lambda _: "adamw"
+    )
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=epsilon, fused=True)
 
 
 def _groups(
     named: Mapping[str, nn.Parameter],
+    *,
     lr: float,
     decay: float,
     rate_of: Callable[[str], float],
-    kind: Callable[[str, Tensor], str],
+    kind: Callable[[Tensor], str],
 ) -> list[dict[str, Any]]:
     split: dict[tuple[str, float, float], list[str]] = defaultdict(list)
     for name, value in named.items():
-        split[kind(name, value), lr * rate_of(name), decay if value.ndim >= 2 else 0.0].append(name)
+        split[kind(value), lr * rate_of(name), decay if value.ndim >= 2 else 0.0].append(name)
     return [
         {"params": [named[name] for name in names], "names": names, "kind": sort, "lr": rate, "weight_decay": decayed}
         for (sort, rate, decayed), names in split.items()

@@ -1,7 +1,7 @@
 """The processes of a run, through accelerate: shares of a batch, one collective a step, and failures that all hear of.
 
-Gradients are averaged here, in one flat buffer, and not by wrapping modules: a loss may then call any module, any number of
-times, train parameters that no module holds, and use functional calls.
+Gradients are averaged here, in one flat buffer, and not by wrapping modules: a loss may then call any module, any
+number of times, train parameters that no module holds, and use functional calls.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast, broadcast_object_list, reduce
+from accelerate.utils import broadcast, broadcast_object_list, gather_object, reduce
 from torch import Tensor
 
 T = TypeVar("T")
@@ -39,27 +39,35 @@ class Processes:
         parts = self.count * accumulation
         if batch_size % parts:
             raise ValueError(
-                f"batch_size must be a multiple of processes x accumulation ({self.count} x {accumulation}), got {batch_size}"
+                f"batch_size must be a multiple of processes x accumulation ({self.count} x {accumulation}), "
+                f"got {batch_size}"
             )
         each = batch_size // parts
         return [((self.rank * accumulation + index) * each, each) for index in range(accumulation)]
 
-    def average(self, named: Mapping[str, Tensor], facts: Tensor) -> Tensor:
-        """Average the gradients of `named` over processes in place, and return the averaged `facts` (float64, 1-D).
+    def average(self, named: Mapping[str, Tensor], numbers: dict[str, float]) -> dict[str, float]:
+        """Average the gradients of `named` over processes in place, and return the averaged numbers.
 
         A gradient that no process has stays None, as in a run of one process.
         """
         if self.count == 1:
-            return facts
-        live = list(named.values())
-        held = torch.tensor([float(value.grad is not None) for value in live], dtype=torch.float64)
-        sums = self._sum(torch.cat([facts.to(torch.float64).cpu(), held]).to(live[0].device))
-        trained = [value for value, used in zip(live, sums[len(facts) :].tolist(), strict=True) if used]
+            return numbers
+        live, names = list(named.values()), sorted(numbers)
+        facts = [numbers[name] for name in names] + [float(value.grad is not None) for value in live]
+        sums = self._sum(torch.tensor(facts, dtype=torch.float64, device=live[0].device)).tolist()
+        trained = [value for value, used in zip(live, sums[len(names) :], strict=True) if used]
+        if not trained:
+            raise ValueError("no process has a gradient: the loss does not depend on what is trained")
         flat = torch.cat([_gradient(value).reshape(-1).to(torch.float32) for value in trained])
         flat = self._sum(flat) / self.count
         for value, piece in zip(trained, flat.split([value.numel() for value in trained]), strict=True):
             value.grad = torch.empty_like(value).copy_(piece.view(value.shape))
-        return sums[: len(facts)].cpu() / self.count
+        return {name: total / self.count for name, total in zip(names, sums, strict=False)}
+
+    def first_of(self, text: str) -> str:
+        """The first text that is not empty, over all processes."""
+        texts: list[str] = [text] if self.count == 1 else gather_object([text])
+        return next(filter(None, texts), "")
 
     def same_start(self, named: Mapping[str, Tensor]) -> None:
         """Give every process the main process's values."""
@@ -76,7 +84,7 @@ class Processes:
         if self.main:
             try:
                 outcome[0] = work()
-            except Exception as caught:
+            except Exception as caught:  # noqa: BLE001 (raised again below, once every process knows)
                 error = caught
                 outcome[1] = f"{type(caught).__name__}: {caught}"
         broadcast_object_list(outcome, from_process=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,29 +69,30 @@ class Display:
 
     Args:
         total: steps of the whole run.
-        step: step the run begins at.
         batch_size: items of a step, for the rate.
         show: False to be silent.
     """
 
-    def __init__(self, total: int, step: int, batch_size: int, *, show: bool) -> None:
-        self.total, self.first, self.batch_size = total, step, batch_size
-        self.show = show
-        self.began = self.told = time.monotonic()
-        self.loss = float("nan")
+    def __init__(self, total: int, batch_size: int, *, show: bool) -> None:
+        self.total, self.batch_size, self.show = total, batch_size, show
+        self.console = Console(stderr=True)
+        self.loss: float | None = None
         self.bar: Progress | None = None
-        if show and sys.stderr.isatty():
-            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
-            self.bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-            self.task = self.bar.add_task("training", total=total, completed=step, facts="")
-            self.bar.start()
+        self.start(0)
+
+    def start(self, step: int) -> None:
+        """Begin to show, at the step the run begins at."""
+        self.first = step
+        self.began = self.told = time.monotonic()
 
     def update(self, step: int, loss: float) -> None:
         """Show the state after `step` steps; the loss shown is a moving average."""
-        self.loss = loss if self.loss != self.loss else 0.98 * self.loss + 0.02 * loss
-        if self.bar is not None:
-            self.bar.update(self.task, completed=step, facts=self.facts(step))
-        elif self.show and time.monotonic() - self.told >= QUIET_SECONDS:
+        self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
+        if not self.show:
+            return
+        if self.console.is_terminal:
+            self._advance(step)
+        elif time.monotonic() - self.told >= QUIET_SECONDS:
             self.told = time.monotonic()
             self.say(f"step {step}/{self.total}  {self.facts(step)}")
 
@@ -103,12 +103,18 @@ class Display:
 
     def say(self, line: str) -> None:
         """Print a line to standard error, above the bar."""
-        if self.bar is not None:
-            self.bar.console.print(line, highlight=False, markup=False)
-        elif self.show:
-            print(line, file=sys.stderr, flush=True)
+        if self.show:
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self.bar is not None:
             self.bar.stop()
+
+    def _advance(self, step: int) -> None:
+        if self.bar is None:
+            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
+            self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console)
+            self.task = self.bar.add_task("training", total=self.total, completed=self.first, facts="")
+            self.bar.start()
+        self.bar.update(self.task, completed=step, facts=self.facts(step))

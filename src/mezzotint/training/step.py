@@ -1,7 +1,7 @@
 """What a loss is told about the items in its hands, and the random draws it may make for them.
 
-Every draw comes from a stream derived from (seed, purpose, step, item), so a resumed run repeats what the uninterrupted one
-would have drawn, and item k of a batch gets the same draw however the batch is spread over processes.
+Every draw comes from a stream derived from (seed, purpose, step, item), so a resumed run repeats what the uninterrupted
+one would have drawn, and item k of a batch gets the same draw however the batch is spread over processes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 from mezzotint.diffusion import rng
 from mezzotint.training.ema import EMA
 
-# Items from this size on are drawn from one stream each. Smaller ones are drawn for the whole batch at once and cut out: the
-# set-up of a stream costs as much as about a thousand normal numbers.
+# Items from this size on are drawn from one stream each. Smaller ones are drawn for the whole batch at once and cut
+# out: the set-up of a stream costs as much as about a thousand normal numbers.
 LARGE = 1024
 
 

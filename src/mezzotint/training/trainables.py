@@ -16,13 +16,15 @@ Parameters = nn.Module | Mapping[str, nn.Module | nn.Parameter]
 class Trainables:
     """The trained tensors of a run under stable names, with the modules they live in.
 
-    A single module keeps its own names ("conv_in.weight"); in a mapping the key is put in front ("unet.conv_in.weight").
-    Frozen tensors (`requires_grad` false) are left out; persistent buffers are saved, but neither trained nor averaged.
+    A single module keeps its own names ("conv_in.weight"); in a mapping the key is put in front
+    ("unet.conv_in.weight"). Frozen tensors (`requires_grad` false) are left out; persistent buffers are saved, but
+    neither trained nor averaged.
     """
 
     modules: dict[str, nn.Module]
     parameters: dict[str, nn.Parameter]
     buffers: dict[str, Tensor]
+    given: Parameters
 
     @classmethod
     def of(cls, parameters: Parameters) -> Trainables:
@@ -45,7 +47,8 @@ class Trainables:
         bad = [name for name, value in trained.items() if not torch.isfinite(value).all()]
         if bad:
             raise ValueError(f"the weights are not finite before the first step: {', '.join(bad[:5])}")
-        return cls(modules, trained, {k: v for name, module in modules.items() for k, v in _buffers(name, module)})
+        buffers = {key: value for name, module in modules.items() for key, value in _buffers(name, module)}
+        return cls(modules, trained, buffers, parameters)
 
     @property
     def device(self) -> torch.device:
