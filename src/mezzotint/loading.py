@@ -53,9 +53,9 @@ def load(
     if not (folder / _INDEX).is_file():
         raise FileError(folder, f"is no pipeline: it has no {_INDEX}")
     check_model(folder)
-    from diffusers import DiffusionPipeline
-
     with _quiet():
+        from diffusers import DiffusionPipeline
+
         pipe = DiffusionPipeline.from_pretrained(folder, dtype=precision, use_safetensors=True, local_files_only=True)
     return pipe.to(device)
 
@@ -192,13 +192,19 @@ def _dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bar for a load of a second; the setting is put back."""
-    from diffusers.utils import logging
+    """No bar and no advice for a load of a second (errors still raise); the libraries' settings are put back."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    libraries = (diffusers_logging, transformers_logging)
+    before = [(library, library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+        library.set_verbosity_error()
     try:
         yield
     finally:
-        if shown:
-            logging.enable_progress_bar()
+        for library, bar, verbosity in before:
+            library.set_verbosity(verbosity)
+            if bar:
+                library.enable_progress_bar()
