@@ -50,7 +50,7 @@ def findings(path: Path, tree: ast.Module, lines: int) -> Iterator[str]:
         if depth(function) > NESTING:
             yield f"{where} nests {depth(function)} deep, at most {NESTING}"
         if positional(function) > POSITIONAL:
-            yield f"{where} takes {positional(function)} positional arguments, at most {POSITIONAL}: put * before the rest"
+            yield f"{where} takes {positional(function)} positional arguments, at most {POSITIONAL}: put * before some"
 
 
 def functions(tree: ast.Module) -> list[Function]:

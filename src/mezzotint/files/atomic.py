@@ -22,6 +22,7 @@ _ADVICE = {
     errno.EACCES: "the folder does not permit writing",
     errno.EPERM: "the system does not permit writing",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "a part of the path is a file, not a folder",
     errno.EISDIR: "a folder stands there",
     errno.EIO: "the disk reported an input/output error",
     errno.ENAMETOOLONG: "the name is too long for the file system",

@@ -49,16 +49,15 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     temporary = temporary_name(target)
     with explained(target):
         temporary.mkdir(parents=True)
-        descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            # The lock dies with the process, so a folder that can be locked is one that nobody is filling.
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            _sweep(target)
-            yield temporary
-            _seal(temporary)
-            _move(temporary, target)
+            with _opened(temporary) as descriptor:
+                # The lock dies with the process, so a folder that can be locked is one that nobody is filling.
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                _sweep(target)
+                yield temporary
+                _seal(temporary)
+                _move(temporary, target)
         finally:
-            os.close(descriptor)
             shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -93,18 +92,23 @@ def _refuse_existing(target: Path, *, replace: bool) -> None:
     raise FileExistsError(errno.EEXIST, "already exists: give another name, or remove it first", str(target))
 
 
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def _sweep(target: Path) -> None:
     """Remove what writers of this folder left when they were killed."""
     for leftover in target.parent.glob(f".{target.name[:200]}.*.tmp"):
-        with suppress(OSError):
-            descriptor = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # A writer makes its folder a moment before it locks it: leave young ones alone.
-                if time.time() - os.fstat(descriptor).st_mtime > _ABANDONED_SECONDS:
-                    shutil.rmtree(leftover)
-            finally:
-                os.close(descriptor)
+        with suppress(OSError), _opened(leftover) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A writer makes its folder a moment before it locks it: leave young ones alone.
+            if time.time() - os.fstat(descriptor).st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(leftover)
 
 
 def _seal(folder: Path) -> None:

@@ -97,6 +97,10 @@ def _decode(file: Any, max_pixels: int, mode: str | None) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise ValueError(f"{width} x {height} is more than the accepted {max_pixels:,} pixels")
+    # Checksums first: decoding ignores those of a PNG. It leaves the picture unusable, so it is opened again.
+    image.verify()
+    file.seek(0)
+    image = Image.open(file, formats=_FORMATS)
     image.load()
     upright = ImageOps.exif_transpose(image)
     return upright.convert(mode) if mode is not None and upright.mode != mode else upright
