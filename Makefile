@@ -1,7 +1,9 @@
 # Needs python3.11 or newer and make; everything else goes into $(VENV), once.
 # A CPU build of torch from an index of your choice: make demo TORCH_ARGS="--index-url ..."
 SHELL := /bin/bash
-PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3,$(shell command -v $(name) 2>/dev/null)))
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	$$name -c "$(NEW_ENOUGH)" 2>/dev/null && echo $$name && break; done)
 VENV ?= .venv
 TORCH_ARGS ?=
 PYTEST_ARGS ?=
@@ -63,9 +65,8 @@ clean:
 	rm -rf build dist site report .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/pyvenv.cfg:
-	@test -n "$(PYTHON)" || { echo "python3.11 or newer is needed and none was found; try make PYTHON=/path/to/python3" >&2; exit 2; }
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" \
-		|| { echo "python3.11 or newer is needed, $(PYTHON) is older; try make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(or $(PYTHON),false) -c "$(NEW_ENOUGH)" \
+		|| { echo "python3.11 or newer is needed: make PYTHON=/path/to/python3" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
 # torch comes first and alone, so that no other package's requirement decides which build of it is pulled.

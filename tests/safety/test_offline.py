@@ -44,7 +44,7 @@ SCHEDULE = (
 )
 # One quick command or more for each verb; {model} is a tiny pipeline, {out} a folder of the test's own.
 COMMANDS = {
-    "sample": ["a red cube --model {model} --steps 2 --seed 1 --out {out}/x.png"],
+    "sample": ["cube --model {model} --steps 2 --seed 1 --out {out}/x.png"],
     "show": ["{out}/x.png", "{out}/x.png --json"],
     "rerun": ["{out}/x.png"],
     "methods": ["", "--json"],
