@@ -1,0 +1,1 @@
+"""Embedded checkpoints: recipes that train them from scratch, and their weights."""

@@ -1,0 +1,1 @@
+"""Recipes: how each embedded checkpoint is trained from scratch."""
