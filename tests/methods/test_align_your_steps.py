@@ -15,7 +15,7 @@ import mezzotint
 from mezzotint.methods import align_your_steps as ays
 from mezzotint.methods.align_your_steps import chain, data, frozen, gaussian, grids, klub, mixtures, published, search
 from mezzotint.methods.align_your_steps import solvers as solvers_module
-from mezzotint.methods.align_your_steps.optimiser import optimise_pipeline, table_levels
+from mezzotint.methods.align_your_steps.optimiser import optimise_pipeline
 from mezzotint.methods.align_your_steps.schedule import Schedule
 from tests.methods.conftest import sd_scheduler, tiny_vae
 
@@ -228,9 +228,7 @@ class TestAnyDenoiser:
         second, same = chain.optimum(scaled, 6)
         assert_close([scale * s for s in first], list(second))
         assert_close(value, same)
-        assert_close(
-            list(grids.arctan(7, 0.06, 60.0, c=1.5)), [3 * t for t in grids.arctan(7, 0.02, 20.0, c=0.5)]
-        )
+        assert_close(list(grids.arctan(7, 0.06, 60.0, c=1.5)), [3 * t for t in grids.arctan(7, 0.02, 20.0, c=0.5)])
         still = chain.chain_table(klub.unconditional(lambda x, sigma: torch.ones_like(x)), clean, levels)
         assert_close(still.cost, torch.zeros_like(still.cost), rtol=0.0, atol=0.0)
 
@@ -303,7 +301,7 @@ class TestSchedules:
         schedule = ays.make(name, steps=steps, pipe=sd15)
         assert schedule.steps == steps
         ten = ays.make(name, pipe=sd15)
-        for i in range(0, steps + 1):
+        for i in range(steps + 1):
             if (i * 10) % steps == 0:
                 assert schedule.levels[i] == ten.levels[i * 10 // steps]
 
@@ -477,7 +475,9 @@ class TestBadInput:
         with refuse("steps must be at least 1"):
             ays.optimise(sd15, steps=steps)
 
-    @pytest.mark.parametrize("sigmas", [(1.0, 2.0, 0.5), (2.0, 1.0, 1.0), (2.0, math.nan, 1.0), (2.0, 1.0, 0.0), (1.0,)])
+    @pytest.mark.parametrize(
+        "sigmas", [(1.0, 2.0, 0.5), (2.0, 1.0, 1.0), (2.0, math.nan, 1.0), (2.0, 1.0, 0.0), (1.0,)]
+    )
     def test_grids(self, sigmas):
         with refuse("grid|noise levels"):
             Schedule.custom(sigmas=sigmas)

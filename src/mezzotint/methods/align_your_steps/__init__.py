@@ -89,7 +89,7 @@ def optimise(
         guidance: classifier-free guidance scale to optimise for; the pipeline's default when not given.
         data: clean pictures: auto, scenes (the procedural world), self (the model's own samples), or a folder.
         prompts: for the model's own samples; used in turn.
-        samples: number of clean items.
+        samples: number of clean items; of monte_carlo also the draws of an estimate (the paper takes 8192).
         mode: chain tabulates every step cost at once; monte_carlo estimates each candidate by Algorithm 2.
         levels: noise levels of the chain table, at least 11.
         candidates: places tried for a level, the current one included, at least 2.

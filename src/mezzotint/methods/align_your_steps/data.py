@@ -107,12 +107,14 @@ def _automatic(pipe: Any) -> str:
 
 
 def _scenes(pipe: Any, count: int, *, seed: int, batch_size: int) -> Clean:
-    from mezzotint.worlds import scenes
+    from mezzotint.worlds.scenes.captions import caption
+    from mezzotint.worlds.scenes.render import picture
+    from mezzotint.worlds.scenes.sampling import sample
 
-    drawn = scenes.sample(count, seed=seed, split="train")
-    size = pixels(pipe)
-    latents = _encoded(pipe, count, batch_size, lambda a, b: scenes.render(drawn[a:b], size=size).rgb)
-    return Clean(latents, tuple(scenes.caption(s).text for s in drawn), "worlds.scenes, training split")
+    drawn, side = sample(count, seed=seed, split="train"), pixels(pipe)
+    latents = _encoded(pipe, count, batch_size, lambda a, b: picture(drawn[a:b], size=side))
+    prompts = tuple(caption(scene, "plain", seed=k).text for k, scene in enumerate(drawn))
+    return Clean(latents, prompts, "worlds.scenes, training split")
 
 
 def _encoded(pipe: Any, count: int, batch_size: int, read: Callable[[int, int], Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ Every guidance scale is its own model: D = D_u + g (D_c - D_u) (arXiv 2404.14507
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mezzotint.diffusion import Condition, Denoiser, guided
 
+from .klub import Denoise
 from .schedule import Schedule
 from .solvers import backbone, item_noise, sample
 
@@ -40,9 +41,10 @@ class Frozen:
     def __call__(
         self, x: Float[Tensor, "batch *item"], sigma: Float[Tensor, " batch"], rows: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch *item"]:
-        """Denoise `x` at variance-exploding levels `sigma` under the conditions of `rows`."""
+        """Denoise `x` at variance-exploding levels `sigma` under the conditions of `rows` (modulo their number)."""
         if self.cond is None:
             return self.denoiser.denoise(x, sigma)
+        rows = rows % (self.cond.batch or 1)
         uncond = None if self.uncond is None else self.uncond[rows]
         return guided(self.denoiser, self.cond[rows], uncond, self.guidance).denoise(x, sigma)
 
@@ -107,7 +109,7 @@ def start_noise(pipe: Any, count: int, *, seed: int, first: int = 0) -> Float[Te
 
 @torch.no_grad()
 def run(
-    frozen: Frozen,
+    denoise: Denoise,
     noise: Float[Tensor, "count *item"],
     schedule: Schedule,
     *,
@@ -124,14 +126,13 @@ def run(
     for first in range(0, len(noise), batch_size):
         part = noise[first : first + batch_size]
         rows = torch.arange(first, first + len(part), device=noise.device)
-        denoise = _at_level(frozen, rows)
         added = item_noise(part, seed=seed, first=first)
-        parts.append(sample(denoise, part, schedule, solver=solver, added=added))
+        parts.append(sample(_at_level(denoise, rows), part, schedule, solver=solver, added=added))
     return torch.cat(parts)
 
 
-def _at_level(frozen: Frozen, rows: Tensor) -> Any:
-    def denoise(x: Tensor, sigma: float) -> Tensor:
-        return frozen(x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device), rows)
+def _at_level(denoise: Denoise, rows: Tensor) -> Callable[[Tensor, float], Tensor]:
+    def at_level(x: Tensor, sigma: float) -> Tensor:
+        return denoise(x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device), rows)
 
-    return denoise
+    return at_level

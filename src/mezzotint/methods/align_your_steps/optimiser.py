@@ -6,11 +6,14 @@ arXiv 2404.14507, Algorithm 1 with section 3.3 and appendix B.1; the chain table
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
+
+from mezzotint.metrics.similarity import rmse
 
 from . import grids
 from .chain import chain_table
@@ -18,9 +21,10 @@ from .data import Clean, clean_data
 from .fingerprint import fingerprint
 from .frozen import Frozen, freeze, run, start_noise
 from .grids import Grid
-from .klub import MonteCarlo
+from .klub import Denoise, MonteCarlo
+from .progress import watched
 from .schedule import Final, Schedule
-from .search import MonteCarloObjective, Objective, Quality, TableObjective, hierarchical
+from .search import MonteCarloObjective, Objective, Pass, Quality, TableObjective, hierarchical
 from .solvers import backbone, doubts, training_sigmas
 
 FIRST_STAGE = 10
@@ -48,35 +52,40 @@ class Settings:
     seed: int = 0
     batch_size: int = 64
 
+    def __post_init__(self) -> None:
+        """Refuse values outside their range before anything is computed."""
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.candidates < 2:
+            raise ValueError(f"candidates must be at least 2 (the current level is one of them), got {self.candidates}")
+        if self.levels < FIRST_STAGE + 1:
+            raise ValueError(f"levels must be at least {FIRST_STAGE + 1}, got {self.levels}")
+        if self.mode not in ("chain", "monte_carlo"):
+            raise ValueError(f"mode must be 'chain' or 'monte_carlo', got {self.mode!r}")
+        if min(self.stop_samples, self.reference_steps, self.batch_size) < 1:
+            raise ValueError("stop_samples, reference_steps and batch_size must be at least 1")
+
+    @property
+    def expected_items(self) -> int:
+        """About how many items the denoiser will be given, for the progress bar."""
+        table = self.samples * (self.levels if self.mode == "chain" else 22 * self.max_updates)
+        return table + self.early_stopping * self.stop_samples * (self.reference_steps + 12 * FIRST_STAGE)
+
 
 def optimise_pipeline(pipe: Any, *, clean: Clean | None = None, **options: Any) -> Schedule:
     """See `align_your_steps.optimise`; the options are those of `Settings`."""
     settings = Settings(**options)
     sigmas = training_sigmas(pipe.scheduler)
-    if settings.steps < 1:
-        raise ValueError(f"steps must be at least 1, got {settings.steps}")
     if settings.steps >= len(sigmas):
         raise ValueError(f"steps must be below the {len(sigmas)} training levels of the model, got {settings.steps}")
     fields: dict[str, Any] = {"final": settings.final, "name": "align-your-steps"}
     if settings.steps == 1:
         return Schedule.from_levels((0, len(sigmas) - 1), sigmas, **fields)
-    if clean is None:
-        clean = clean_data(
-            pipe,
-            settings.data,
-            settings.samples,
-            prompts=settings.prompts,
-            guidance=settings.guidance,
-            seed=settings.seed,
-            batch_size=settings.batch_size,
-        )
+    clean = _gathered(pipe, settings) if clean is None else clean
     frozen = freeze(pipe, clean.prompts, settings.guidance)
-    counted = Counted(frozen)
-    objective = make_objective(counted, clean, sigmas, settings)
-    quality = trajectory_error(pipe, counted, sigmas, settings) if settings.early_stopping else None
-    grid, history = hierarchical(
-        first_grid(objective, sigmas), objective, settings.steps, quality=quality, max_updates=settings.max_updates
-    )
+    with watched("optimising the schedule", settings.expected_items) as advance:
+        counted = Counted(frozen, advance)
+        grid, history = _searched(pipe, counted, clean, sigmas=sigmas, settings=settings)
     facts = _facts(pipe, frozen, clean, settings) | {"network_evaluations": counted.items * frozen.evaluations}
     schedule = Schedule.from_grid(grid, sigmas, clamp=True, facts=facts, history=history, **fields)
     for text in doubts(schedule, pipe, None):
@@ -84,25 +93,43 @@ def optimise_pipeline(pipe: Any, *, clean: Clean | None = None, **options: Any) 
     return schedule
 
 
-class Counted:
-    """A denoiser that counts the items it has denoised."""
+def _gathered(pipe: Any, settings: Settings) -> Clean:
+    return clean_data(
+        pipe,
+        settings.data,
+        settings.samples,
+        prompts=settings.prompts,
+        guidance=settings.guidance,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+    )
 
-    def __init__(self, frozen: Frozen) -> None:
-        self.frozen = frozen
+
+def _searched(
+    pipe: Any, denoise: Denoise, clean: Clean, *, sigmas: Grid, settings: Settings
+) -> tuple[Grid, tuple[Pass, ...]]:
+    objective = make_objective(denoise, clean, sigmas, settings)
+    quality = trajectory_error(pipe, denoise, sigmas, settings) if settings.early_stopping else None
+    start = first_grid(objective, sigmas)
+    return hierarchical(start, objective, settings.steps, quality=quality, max_updates=settings.max_updates)
+
+
+class Counted:
+    """A denoiser that counts the items it has denoised and tells them to a progress bar."""
+
+    def __init__(self, frozen: Frozen, advance: Callable[[int], None]) -> None:
+        self.frozen, self.advance = frozen, advance
         self.items = 0
 
     def __call__(self, x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
         """Denoise, and count."""
         self.items += len(x)
+        self.advance(len(x))
         return self.frozen(x, sigma, rows)
 
 
-def make_objective(denoise: Any, clean: Clean, sigmas: Grid, settings: Settings) -> Objective:
-    """The objective of a mode: a chain table over training levels, or the Monte-Carlo estimate.
-
-    Raises:
-        ValueError: unknown mode, or too few levels or candidates.
-    """
+def make_objective(denoise: Denoise, clean: Clean, sigmas: Grid, settings: Settings) -> Objective:
+    """The objective of a mode: a chain table over training levels, or the Monte-Carlo estimate."""
     if settings.mode == "monte_carlo":
         estimator = MonteCarlo(
             denoise,
@@ -113,8 +140,6 @@ def make_objective(denoise: Any, clean: Clean, sigmas: Grid, settings: Settings)
             batch_size=settings.batch_size,
         )
         return MonteCarloObjective(estimator, settings.candidates, sigmas)
-    if settings.mode != "chain":
-        raise ValueError(f"mode must be 'chain' or 'monte_carlo', got {settings.mode!r}")
     table = chain_table(
         denoise,
         clean.latents,
@@ -126,15 +151,8 @@ def make_objective(denoise: Any, clean: Clean, sigmas: Grid, settings: Settings)
 
 
 def table_levels(sigmas: Grid, count: int) -> Grid:
-    """`count` distinct training levels, as evenly spaced in ln sigma as the training levels allow.
-
-    Raises:
-        ValueError: fewer levels than a grid of the first stage needs.
-    """
-    count = min(count, len(sigmas))
-    if count < FIRST_STAGE + 1:
-        raise ValueError(f"levels must be at least {FIRST_STAGE + 1}, got {count}")
-    wanted = grids.log_snr(count - 1, sigmas[0], sigmas[-1])
+    """`count` distinct training levels, as evenly spaced in ln sigma as the training levels allow."""
+    wanted = grids.log_snr(min(count, len(sigmas)) - 1, sigmas[0], sigmas[-1])
     return tuple(sigmas[i] for i in grids.snap(wanted, sigmas, clamp=True))
 
 
@@ -144,7 +162,7 @@ def first_grid(objective: Objective, sigmas: Grid) -> Grid:
     return objective.table.nearest(start) if isinstance(objective, TableObjective) else start
 
 
-def trajectory_error(pipe: Any, denoise: Any, sigmas: Grid, settings: Settings) -> Quality:
+def trajectory_error(pipe: Any, denoise: Denoise, sigmas: Grid, settings: Settings) -> Quality:
     """Stop metric: mean RMSE between latents of few steps and of many from the same start noise.
 
     The seeds of this start noise are used for nothing else.
@@ -161,11 +179,6 @@ def trajectory_error(pipe: Any, denoise: Any, sigmas: Grid, settings: Settings) 
 
 
 STOP_SEED = 7_919
-
-
-def rmse(a: Float[Tensor, "count *item"], b: Float[Tensor, "count *item"]) -> Float[Tensor, " count"]:
-    """Root mean squared difference of each pair of items."""
-    return (a.double() - b.double()).flatten(1).square().mean(1).sqrt()
 
 
 def _facts(pipe: Any, frozen: Frozen, clean: Clean, settings: Settings) -> dict[str, Any]:
