@@ -5,8 +5,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, PixArtAlphaPipeline, UNet2DModel
 
 from mezzotint.diffusion import Condition, Denoiser, guided
-
-from .conftest import tiny_pixart
+from tests.diffusion.conftest import tiny_pixart
 
 
 def captured_arguments(pipe, network, call):

@@ -5,8 +5,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from mezzotint.diffusion import Condition, Denoiser
-
-from .conftest import scheduler, tiny_dit, tiny_unet
+from tests.diffusion.conftest import scheduler, tiny_dit, tiny_unet
 
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
 

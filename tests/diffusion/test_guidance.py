@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from mezzotint.diffusion import Condition, Denoiser, composed, guided
-
-from .conftest import scheduler, tiny_unet
+from tests.diffusion.conftest import scheduler, tiny_unet
 
 
 def text(seed, batch=2):

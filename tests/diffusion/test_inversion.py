@@ -6,8 +6,7 @@ from diffusers import DDIMInverseScheduler
 
 from mezzotint.diffusion import Condition, Denoiser, guided, invert, replay
 from mezzotint.diffusion.inversion import Trajectory
-
-from .conftest import scheduler, tiny_unet
+from tests.diffusion.conftest import scheduler, tiny_unet
 
 
 def text(seed, batch=2):

@@ -5,8 +5,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 from mezzotint.diffusion.levels import Levels
-
-from .conftest import scheduler
+from tests.diffusion.conftest import scheduler
 
 
 @pytest.fixture

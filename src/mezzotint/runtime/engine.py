@@ -1,0 +1,210 @@
+"""Make a pipeline's network fast for one run: measure eager engines, compile where that is predicted to pay back.
+
+Nothing is changed silently: the report names the dtype, the measured seconds and the difference of the output, and
+leaving the context restores every weight bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mezzotint.runtime.environment import environment
+from mezzotint.runtime.examples import example_inputs, network_of
+from mezzotint.runtime.patching import casting, converted, limited_threads
+from mezzotint.runtime.plan import Choice, Plan, Report, plan
+
+__all__ = ["accelerate"]
+
+Precision = Literal["auto", "keep", "float32", "bfloat16", "float16"]
+
+# Measuring takes a handful of calls; a shorter run than this would not earn them back.
+CALLS_WORTH_MEASURING = 20
+
+
+@contextmanager
+def accelerate(
+    pipe: Any,
+    *,
+    calls: int,
+    precision: Precision = "auto",
+    compiled: bool | None = None,
+    threads: int | None = None,
+    batch: int = 2,
+    example: Mapping[str, Any] | None = None,
+) -> Iterator[Report]:
+    """Run a pipeline's network in the engine that this machine does best; yields a report of what was done and why.
+
+    Samplers keep their latents in the pipeline's own dtype; only the network (and the decoder) compute in another one.
+    A compiled network has its weights frozen in: attach adapters before, not inside.
+
+    Args:
+        pipe: a diffusers pipeline, or a network.
+        calls: how often the network will be called (images x steps / images a call).
+        precision: "auto" chooses between the present dtype and the fast native one, "keep" changes no dtype, or a name.
+        compiled: True or False to insist, None to decide by predicted payback.
+        threads: number of CPU threads, None to choose by measurement.
+        batch: rows a call: images at once, twice that with guidance. A compiled network is compiled for it.
+        example: keyword arguments of one call to measure with; by default made from the network's configuration.
+
+    Raises:
+        ValueError: if calls, threads or batch are below 1, the precision is unknown, or compiling is impossible.
+    """
+    _check(calls=calls, batch=batch, threads=1 if threads is None else threads)
+    network = network_of(pipe)
+    inputs = dict(example) if example is not None else example_inputs(network, batch)
+    with torch.no_grad():
+        decision, seconds = _decide(
+            network, inputs, calls=calls, precision=precision, compiled=compiled, threads=threads
+        )
+        report = Report(decision.dtype, decision.threads, seconds=seconds, reasons=list(decision.reasons))
+        reference = network(**inputs)[0] if _changes(network, decision) else None
+    with ExitStack() as stack:
+        _enter(stack, pipe, network, decision, report)
+        if reference is not None:
+            with torch.no_grad():
+                _verify(network, inputs, report, reference)
+        yield report
+
+
+def _check(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _decide(
+    network: nn.Module,
+    inputs: Mapping[str, Any],
+    *,
+    calls: int,
+    precision: Precision,
+    compiled: bool | None,
+    threads: int | None,
+) -> tuple[Plan, dict[str, float]]:
+    facts = environment()
+    present = (_dtype_name(network), torch.get_num_threads())
+    candidates = _candidates(network, present, precision, threads)
+    # A demanded engine is compared with itself: there is nothing to choose.
+    asked = present not in candidates
+    present = candidates[0] if asked else present
+    if calls < CALLS_WORTH_MEASURING and not compiled:
+        reason = f"{calls} calls are too few to earn back measuring: {'as asked' if asked else 'nothing changed'}"
+        return Plan(*present, False, 0.0, (reason,)), {}
+    measured = {choice: _seconds(network, inputs, choice) for choice in candidates}
+    modules = sum(1 for _ in network.modules())
+    decision = plan(
+        measured, present=present, calls=calls, modules=modules, compiler=facts.compiler is not None, compiled=compiled
+    )
+    return decision, {f"eager {dtype}, {count} thread(s)": value for (dtype, count), value in measured.items()}
+
+
+def _candidates(network: nn.Module, present: Choice, precision: Precision, threads: int | None) -> list[Choice]:
+    """Engines to measure; the present state is among them unless the caller asked for another one."""
+    if precision in ("float32", "bfloat16", "float16"):
+        dtypes = [str(precision)]
+    elif precision == "keep" or (precision == "auto" and not _fast_bfloat16(network)):
+        dtypes = [present[0]]
+    elif precision == "auto":
+        dtypes = list(dict.fromkeys([present[0], "bfloat16"]))
+    else:
+        raise ValueError(f"precision must be auto, keep, float32, bfloat16 or float16, got {precision!r}")
+    # Matrix units can be shared between logical cores, so half the threads may be faster.
+    counts = sorted({present[1], max(1, present[1] // 2)} if threads is None else {threads}, reverse=True)
+    if _device(network).type != "cpu":
+        counts = counts[:1]
+    return [(dtype, count) for dtype in dtypes for count in counts]
+
+
+def _fast_bfloat16(network: nn.Module) -> bool:
+    if _device(network).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return environment().native_bfloat16
+
+
+def _seconds(network: nn.Module, inputs: Mapping[str, Any], choice: Choice) -> float:
+    with ExitStack() as stack:
+        _use(stack, network, *choice)
+        return _time(network, inputs)
+
+
+def _time(network: nn.Module, inputs: Mapping[str, Any]) -> float:
+    """Seconds of a call after one to warm up: the least of five, for other work on the machine only ever adds.
+
+    One call is enough of a slow network.
+    """
+    first = _once(network, inputs)
+    return min(_once(network, inputs) for _ in range(1 if first > 0.5 else 5))
+
+
+def _once(network: nn.Module, inputs: Mapping[str, Any]) -> float:
+    on_cuda = _device(network).type == "cuda"
+    start = time.perf_counter()
+    network(**inputs)
+    if on_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _use(stack: ExitStack, network: nn.Module, dtype: str, threads: int) -> None:
+    stack.enter_context(limited_threads(threads))
+    if dtype != _dtype_name(network):
+        stack.enter_context(converted(network, getattr(torch, dtype), channels_last=True))
+        stack.enter_context(casting(network))
+
+
+def _enter(stack: ExitStack, pipe: Any, network: nn.Module, decision: Plan, report: Report) -> None:
+    changed = decision.dtype != _dtype_name(network)
+    _use(stack, network, decision.dtype, decision.threads)
+    report.channels_last = changed
+    # Only the decoder: what an encoder returns is a distribution, whose dtype callers rely on.
+    decoder = getattr(getattr(pipe, "vae", None), "decoder", None)
+    if changed and decoder is not None:
+        stack.enter_context(converted(decoder, getattr(torch, decision.dtype), channels_last=True))
+        stack.enter_context(casting(decoder))
+        report.reasons.append(f"the decoder computes in {decision.dtype}, channels last, too")
+    if decision.compiled:
+        stack.callback(_uncompile, network)
+        network.compile(options={"freezing": True} if _device(network).type == "cpu" else None)
+        report.compiled = True
+
+
+def _verify(network: nn.Module, inputs: Mapping[str, Any], report: Report, reference: Tensor) -> None:
+    """Fill in the measured difference; a compiled network that is slower than its eager self is given up."""
+    if report.compiled:
+        start = time.perf_counter()
+        output = network(**inputs)[0]
+        eager = report.seconds[f"eager {report.dtype}, {report.threads} thread(s)"]
+        took, fast = time.perf_counter() - start, _time(network, inputs)
+        report.seconds[f"compiled {report.dtype}, {report.threads} thread(s)"] = fast
+        report.reasons.append(f"compiling took {took:.0f} s; a call is {eager / fast:.2f} times as fast as eager")
+        if fast > eager:
+            _uncompile(network)
+            report.compiled = False
+            report.reasons.append("compiled was slower: back to eager")
+    output = network(**inputs)[0]
+    difference = (output.float() - reference.float()).norm() / reference.float().norm().clamp(min=1e-30)
+    report.relative_error = float(difference)
+
+
+def _uncompile(network: nn.Module) -> None:
+    network._compiled_call_impl = None
+
+
+def _changes(network: nn.Module, decision: Plan) -> bool:
+    present = (_dtype_name(network), torch.get_num_threads())
+    return decision.compiled or present != (decision.dtype, decision.threads)
+
+
+def _dtype_name(network: nn.Module) -> str:
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    return str(dtype).removeprefix("torch.")
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next((p.device for p in network.parameters()), torch.device("cpu"))

@@ -1,0 +1,202 @@
+"""Accelerating changes the engine, says so, and leaves no trace."""
+
+import pytest
+import torch
+from torch import nn
+
+from mezzotint.runtime import accelerate
+from mezzotint.runtime.examples import example_inputs
+from mezzotint.runtime.patching import casting, converted, limited_threads, replaced
+from tests.diffusion.conftest import tiny_dit, tiny_pixart, tiny_sd, tiny_sdxl
+
+ALL = {"sd": lambda: tiny_sd().unet, "sdxl": lambda: tiny_sdxl().unet, "dit": tiny_dit, "pixart": tiny_pixart,
+       "pixart-micro": lambda: tiny_pixart(use_additional_conditions=True, num_attention_heads=3,
+                                           cross_attention_dim=24)}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_sd()
+
+
+def bits(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(before, module):
+    now = module.state_dict()
+    return all(value.dtype == now[k].dtype and torch.equal(value, now[k]) for k, value in before.items())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_network_accepts_its_example_and_depends_on_it(name):
+    network = ALL[name]()
+    inputs = example_inputs(network, 2)
+    with torch.no_grad():
+        output = network(**inputs)[0]
+    assert torch.isfinite(output).all()
+    assert not torch.equal(output[0], output[1])
+
+
+def test_bfloat16_is_used_stated_and_undone(pipe):
+    before, decoder = bits(pipe.unet), bits(pipe.vae)
+    inputs = example_inputs(pipe.unet, 2)
+    with torch.no_grad():
+        reference = pipe.unet(**inputs)[0]
+        with accelerate(pipe, calls=1, precision="bfloat16") as report:
+            inside = pipe.unet(**inputs)[0]
+            assert pipe.unet.conv_in.weight.dtype == torch.bfloat16
+            assert pipe.vae.decoder.conv_in.weight.dtype == torch.bfloat16
+            assert pipe.vae.encoder.conv_in.weight.dtype == torch.float32
+            # The caller's latents stay what they were.
+            assert inside.dtype == torch.float32
+            torch.testing.assert_close(inside, reference, atol=0.05, rtol=0.05)
+            assert not torch.equal(inside, reference)
+        assert torch.equal(pipe.unet(**inputs)[0], reference)
+    assert report.dtype == "bfloat16"
+    assert 0 < report.relative_error < 0.05
+    assert "bfloat16" in str(report)
+    assert same(before, pipe.unet)
+    assert same(decoder, pipe.vae)
+    assert "forward" not in vars(pipe.unet)
+    assert "forward" not in vars(pipe.vae.decoder)
+
+
+def test_whole_pipelines_run_inside(pipe):
+    run = {"num_inference_steps": 2, "height": 16, "width": 16, "output_type": "np"}
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    stock = pipe("a cube", latents=latents, **run).images
+    with accelerate(pipe, calls=2, precision="bfloat16"):
+        fast = pipe("a cube", latents=latents, **run).images
+    assert abs(stock - fast).max() < 0.1
+    assert (pipe("a cube", latents=latents, **run).images == stock).all()
+
+
+def test_short_runs_change_nothing(pipe):
+    inputs = example_inputs(pipe.unet, 2)
+    with torch.no_grad():
+        reference = pipe.unet(**inputs)[0]
+        with accelerate(pipe, calls=5) as report:
+            assert torch.equal(pipe.unet(**inputs)[0], reference)
+    assert report.reasons == ["5 calls are too few to earn back measuring: nothing changed"]
+    assert report.relative_error == 0
+
+
+def test_long_runs_measure_and_do_what_the_measurement_says(pipe):
+    with accelerate(pipe, calls=100, compiled=False) as report:
+        inside = str(pipe.unet.conv_in.weight.dtype).removeprefix("torch.")
+    assert report.dtype == inside
+    assert report.seconds
+    assert all(value > 0 for value in report.seconds.values())
+    assert len(report.reasons) >= 2
+
+
+def test_keep_never_touches_the_numbers(pipe):
+    inputs = example_inputs(pipe.unet, 2)
+    threads = torch.get_num_threads()
+    with torch.no_grad():
+        reference = pipe.unet(**inputs)[0]
+        with accelerate(pipe, calls=100, precision="keep", compiled=False, threads=threads) as report:
+            assert torch.equal(pipe.unet(**inputs)[0], reference)
+    assert report.dtype == "float32"
+
+
+def test_restored_after_an_exception(pipe):
+    before = bits(pipe.unet)
+    threads = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="in the middle"), accelerate(pipe, calls=1, precision="bfloat16", threads=1):
+        raise RuntimeError("in the middle")
+    assert same(before, pipe.unet)
+    assert torch.get_num_threads() == threads
+    assert "forward" not in vars(pipe.unet)
+
+
+def test_measuring_draws_nobodys_random_numbers(pipe):
+    state = torch.random.get_rng_state()
+    with accelerate(pipe, calls=50, compiled=False):
+        pass
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("name", ["calls", "batch", "threads"])
+def test_counts_below_one_are_refused(pipe, name):
+    with (
+        pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"),
+        accelerate(pipe, **{"calls": 1, name: 0}),
+    ):
+        pass
+
+
+def test_unknown_networks_need_an_example():
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, sample):
+            return (self.layer(sample),)
+
+    with pytest.raises(ValueError, match="pass `example`"), accelerate(Plain(), calls=1):
+        pass
+    with accelerate(Plain(), calls=1, precision="bfloat16", example={"sample": torch.randn(2, 3)}) as report:
+        assert report.dtype == "bfloat16"
+    with pytest.raises(ValueError, match="neither"), accelerate("text", calls=1):
+        pass
+
+
+def test_engines_nest_like_brackets():
+    layer = nn.Linear(4, 4)
+    original, x = layer.weight.data, torch.randn(2, 4)
+    with converted(layer, torch.bfloat16, channels_last=False), casting(layer):
+        with converted(layer, torch.float64, channels_last=False), casting(layer):
+            assert layer(x).dtype == torch.float32
+            assert layer.weight.dtype == torch.float64
+        assert layer.weight.dtype == torch.bfloat16
+    # The very same storage, not a rounded copy of it.
+    assert layer.weight.data_ptr() == original.data_ptr()
+
+
+def test_integers_and_scalars_are_not_cast():
+    class Embed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+
+        def forward(self, x, index, scale):
+            assert x.dtype == torch.bfloat16
+            assert index.dtype == torch.int64
+            assert scale.dtype == torch.float32
+            return {"value": x * scale, "index": index}
+
+    module = Embed()
+    with casting(module):
+        result = module(torch.ones(3), index=torch.tensor([2**40]), scale=torch.tensor(2.0))
+    assert result["value"].dtype == torch.float32
+    assert result["index"].item() == 2**40
+
+
+def test_attributes_set_before_are_restored_as_they_were():
+    module = nn.Linear(2, 2)
+    module.forward = own = lambda x: x
+    with replaced(module, "forward", lambda method: lambda x: method(x) + 1):
+        assert module(torch.zeros(1)).item() == 1
+    assert module.forward is own
+
+
+def test_threads_are_put_back():
+    before = torch.get_num_threads()
+    with limited_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.slow
+def test_compiling_keeps_the_results_and_leaves_no_trace(pipe):
+    inputs = example_inputs(pipe.unet, 2)
+    with torch.no_grad():
+        reference = pipe.unet(**inputs)[0]
+        with accelerate(pipe, calls=50, precision="bfloat16", threads=1, compiled=True) as report:
+            torch.testing.assert_close(pipe.unet(**inputs)[0], reference, atol=0.05, rtol=0.05)
+        assert torch.equal(pipe.unet(**inputs)[0], reference)
+    assert any("compiling took" in reason for reason in report.reasons)
+    assert pipe.unet._compiled_call_impl is None
