@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import socket
 import sys
+import types
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
+from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
 assert "mezzotint" not in sys.modules, "mezzotint was imported before the type-checking hook"
-install_import_hook("mezzotint", "beartype.beartype")
+# An int is a float, as for mypy (PEP 484): beartype has to be told, and the hook takes a module's attribute by name.
+house = types.ModuleType("house_typechecker")
+house.checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # type: ignore[attr-defined]
+sys.modules["house_typechecker"] = house
+install_import_hook("mezzotint", "house_typechecker.checked")
 
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("house")

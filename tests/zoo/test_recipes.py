@@ -1,0 +1,174 @@
+"""The mathematics of the recipes, and that each of them learns."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from mezzotint.metrics.parser import ATTRIBUTES, LABELS, peaks, split_logits
+from mezzotint.training import Config, Step, fit
+from mezzotint.worlds.scenes.captions import caption
+from mezzotint.worlds.scenes.sampling import sample
+from mezzotint.zoo.recipes import _autoencoder, _denoiser, _words, scene_parser, scenes_dit
+
+QUICK = Config(steps=2, batch_size=4)
+
+
+def step_of(count: int, number: int = 0) -> Step:
+    return Step(seed=0, step=number, first=0, count=count, batch_size=count, device=torch.device("cpu"))
+
+
+def test_crops_are_slices_of_the_pictures() -> None:
+    pictures = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    top, left = torch.tensor([0, 17, 32]), torch.tensor([32, 5, 0])
+    cut = _autoencoder.crops(pictures, top, left)
+    for k in range(3):
+        assert torch.equal(cut[k], pictures[k, :, top[k] : top[k] + 32, left[k] : left[k] + 32])
+
+
+def test_busy_crops_are_preferred() -> None:
+    pictures = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    pictures[0, :, 40:60:2, 40:60] = 255
+    weights = _autoencoder.busyness(pictures)[0].view(9, 9)
+    assert weights[-1, -1] > 5 * weights[0, 0] > 0
+
+
+def test_the_picture_distance_is_zero_only_at_home_and_dislikes_blur() -> None:
+    sharp = torch.zeros(1, 3, 8, 8)
+    sharp[..., 4:] = 1.0
+    blurred = torch.nn.functional.avg_pool2d(sharp, 3, 1, 1, count_include_pad=False)
+    shifted = sharp + (blurred - sharp).abs().mean()
+    assert float(_autoencoder.distance(sharp, sharp)) == 0.0
+    assert float(_autoencoder.distance(blurred, sharp)) > float(_autoencoder.distance(shifted, sharp))
+
+
+def test_timesteps_cover_every_part_of_the_range_once() -> None:
+    times = _denoiser.stratified(step_of(50), 1000)
+    assert torch.equal(times // 20, torch.arange(50))
+
+
+def test_min_snr_weights() -> None:
+    signal = torch.tensor([0.99, 5 / 6, 0.5, 0.01])
+    weights = _denoiser.min_snr(signal)
+    torch.testing.assert_close(weights, torch.tensor([5 / 99, 1.0, 1.0, 1.0]), rtol=1e-5, atol=1e-6)
+
+
+def test_the_schedule_is_that_of_stable_diffusion() -> None:
+    levels = _denoiser.levels()
+    torch.testing.assert_close(float(levels.sigmas[-1]), 14.6146, rtol=1e-4, atol=0)
+    torch.testing.assert_close(float(levels.sigmas[0]), 0.0292, rtol=2e-3, atol=0)
+
+
+def test_the_bound_vanishes_for_the_true_noise_and_the_smallest_variance() -> None:
+    posterior = scenes_dit.Posterior.of(_denoiser.levels().alphas_cumprod.double())
+    clean, noise = torch.randn(2, 5, 4, 4, 4, dtype=torch.float64)
+    times = torch.tensor([1, 50, 400, 900, 999])
+    signal = posterior.signal[times][:, None, None, None]
+    noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
+    lowest = torch.full_like(clean, -1.0)
+    exact = posterior.bound(clean, noisy, noise, lowest, times)
+    torch.testing.assert_close(exact, torch.zeros_like(exact), rtol=0, atol=1e-8)
+    assert float(posterior.bound(clean, noisy, noise, lowest + 1.0, times)) > 0
+    assert float(posterior.bound(clean, noisy, noise + 0.1, lowest, times)) > 1e-4
+
+
+def test_the_bound_agrees_with_the_distributions_of_torch() -> None:
+    posterior = scenes_dit.Posterior.of(_denoiser.levels().alphas_cumprod.double())
+    clean, noise, wrong = torch.randn(3, 1, 1, 1, 1, dtype=torch.float64)
+    t = torch.tensor([300])
+    signal = posterior.signal[300]
+    noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
+    guessed = (noisy - (1 - signal).sqrt() * wrong) / signal.sqrt()
+    means = [posterior.clean_weight[300] * x + posterior.noisy_weight[300] * noisy for x in (clean, guessed)]
+    middle = (posterior.log_smallest[300] + posterior.log_largest[300]) / 2
+    true = torch.distributions.Normal(means[0], (posterior.log_smallest[300] / 2).exp())
+    made = torch.distributions.Normal(means[1], (middle / 2).exp())
+    wanted = torch.distributions.kl_divergence(true, made).mean() / torch.log(torch.tensor(2.0, dtype=torch.float64))
+    bound = posterior.bound(clean, noisy, wrong, torch.zeros_like(clean), t)
+    torch.testing.assert_close(bound, wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_the_focal_loss_is_least_where_peaks_stand_on_centres() -> None:
+    distance = scene_parser._distances(
+        torch.tensor([[[0.5, 0.25], [0.2, 0.8], [0.0, 0.0]]]), torch.tensor([[True, True, False]])
+    )
+    good = torch.full((1, 32, 32), -8.0)
+    nearest = distance.amin(1) < 0.8
+    good[nearest] = 8.0
+    moved = good.roll(5, -1)
+    assert float(scene_parser.focal(good, distance)) < 0.2 * float(scene_parser.focal(moved, distance))
+
+
+def test_the_parser_finds_the_peaks_of_a_heat_map() -> None:
+    heat = torch.zeros(1, 32, 32)
+    heat[0, 4, 7], heat[0, 4, 8], heat[0, 20, 30] = 0.9, 0.5, 0.7
+    score, place = peaks(heat)
+    assert place[0, :2].tolist() == [4 * 32 + 7, 20 * 32 + 30]
+    torch.testing.assert_close(score[0, :3], torch.tensor([0.9, 0.7, 0.0]))
+
+
+def test_labels_are_split_by_name() -> None:
+    maps = split_logits(torch.arange(len(LABELS)).float().view(1, -1, 1, 1))
+    assert [LABELS[int(k)] for k in maps["colour"].flatten()] == [f"colour:{word}" for word in ATTRIBUTES["colour"]]
+
+
+def test_the_parser_learns_its_labels() -> None:
+    table = scene_parser.data(12, seed=3)
+    torch.manual_seed(0)
+    network = scene_parser.build()
+    config = dataclasses.replace(QUICK, steps=14, batch_size=12, optimiser="muon", learning_rate=2e-3)
+    rows = fit(
+        scene_parser.loss(network), network, table, dataclasses.replace(config, log_every=1), progress=False
+    ).rows
+    assert rows[-1]["loss"] < 0.85 * rows[0]["loss"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> object:
+    return _words.build_tokenizer(tmp_path_factory.mktemp("words"))
+
+
+def test_every_word_of_the_world_is_one_token_and_others_are_spelt(tokenizer) -> None:
+    for scene in sample(20, seed=9, combinations="all"):
+        text = caption(scene, "detailed").text
+        assert len(tokenizer.tokenize(text)) == len(text.replace(",", " ,").split())
+    assert len(tokenizer.tokenize("turquoise")) > 1
+    assert tokenizer.decode(tokenizer("turquoise dodecahedron").input_ids, skip_special_tokens=True).split() == [
+        "turquoise",
+        "dodecahedron",
+    ]
+
+
+def test_noun_tokens_are_labelled_with_what_the_caption_said(tokenizer) -> None:
+    table = _words.labelled(tokenizer, 3)
+    scene = sample(3, seed=77, combinations="all")[0]
+    plain = caption(scene, "plain", seed=0)
+    row = table["tokens"][0]
+    named = [k for k in range(48) if row[k, 0] >= 0]
+    assert len(named) == len(scene.objects)
+    shapes = [scene.objects[index].shape for index, _ in plain.nouns]
+    assert [ATTRIBUTES["shape"][int(row[k, 0])] for k in named] == shapes
+    assert bool((row[:, list(ATTRIBUTES).index("size")] == -1).all())
+
+
+def test_the_text_encoder_learns(tokenizer) -> None:
+    table = _words.labelled(tokenizer, 20)
+    torch.manual_seed(0)
+    encoder = _words.build_encoder(len(tokenizer))
+    heads = torch.nn.ModuleDict({name: torch.nn.Linear(128, size) for name, size in _words._head_sizes().items()})
+    config = dataclasses.replace(QUICK, steps=12, batch_size=16, learning_rate=2e-3, log_every=1)
+    parts = {"encoder": encoder, "heads": heads}
+    rows = fit(_words.loss(encoder, heads), parts, table, config, progress=False).rows
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+
+
+def test_the_transformer_learns_and_saves(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = scenes_dit.build()
+    table = {"latents": torch.randn(8, 4, 16, 16), "class": torch.arange(8)}
+    config = dataclasses.replace(QUICK, steps=8, batch_size=8, optimiser="muon", learning_rate=2e-3, log_every=1)
+    rows = fit(scenes_dit.loss(network, 1.0), network, table, config, progress=False).rows
+    assert rows[-1]["simple"] < rows[0]["simple"]
