@@ -27,23 +27,35 @@ def intrinsics(scenes: list[Scene], size: int, device: str | torch.device = "cpu
 
 def pixel_rays(
     scenes: list[Scene], size: int, offsets: tuple[tuple[float, float], ...], device: str | torch.device
-) -> tuple[Float[Tensor, "batch 1 3"], Float[Tensor, "batch rays 3"], Float[Tensor, "batch 1 3"]]:
+) -> tuple[Float[Tensor, "3 batch 1 1"], Float[Tensor, "3 batch samples pixels"], Float[Tensor, "3 batch 1 1"]]:
     """Camera centres, unit directions of the rays through every pixel at the given offsets, and the optical axes.
 
-    Rays are ordered by offset, then row, then column.
+    The first axis is x, y, z; samples follow the offsets, pixels go row by row. Directions are computed in double
+    precision, so that the same ray has the same bits in every batch.
     """
     pose = torch.stack([_world_to_camera(scene.camera) for scene in scenes])
     rotation = pose[:, :3, :3]
     centre = -(rotation.transpose(1, 2) @ pose[:, :3, 3:]).squeeze(-1)
+    focal = [_focal(scene.camera, size) for scene in scenes]
+    shared = focal[:1] if len(set(focal)) == 1 else focal
+    right, down, ahead = _pixel_directions(torch.tensor(shared, dtype=torch.float64), size, offsets)
+    turns = rotation.permute(2, 1, 0)[..., None, None]
+    world = torch.stack([(right * turn[0] + down * turn[1] + ahead * turn[2]).to(torch.float32) for turn in turns])
+    planes = (vectors.T[..., None, None].to(device, torch.float32) for vectors in (centre, rotation[:, 2]))
+    origin, forward = planes
+    return origin, world.to(device), forward
+
+
+def _pixel_directions(
+    focal: Float[Tensor, " cameras"], size: int, offsets: tuple[tuple[float, float], ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit directions in the camera's own frame: right, down and ahead, each `[cameras, samples, pixels]`."""
     grid = torch.arange(size, dtype=torch.float64)
-    rows = [torch.stack(torch.meshgrid(grid + v, grid + u, indexing="ij")[::-1], -1) for u, v in offsets]
-    pixels = torch.stack(rows).view(1, -1, 2) - size / 2
-    focal = torch.tensor([_focal(scene.camera, size) for scene in scenes], dtype=torch.float64)[:, None, None]
-    local = torch.cat([pixels / focal, torch.ones(len(scenes), pixels.shape[1], 1, dtype=torch.float64)], -1)
-    local = local / local.pow(2).sum(-1, keepdim=True).sqrt()
-    world = (local[..., None] * rotation[:, None]).sum(-2)
-    forward = rotation[:, None, 2]
-    return centre[:, None].to(device, torch.float32), world.to(device, torch.float32), forward.to(device, torch.float32)
+    across = torch.stack([(grid + u).expand(size, size).flatten() for u, _ in offsets]) - size / 2
+    down = torch.stack([(grid + v)[:, None].expand(size, size).flatten() for _, v in offsets]) - size / 2
+    across, down = across / focal[:, None, None], down / focal[:, None, None]
+    length = (across * across + down * down + 1.0).sqrt()
+    return across / length, down / length, 1.0 / length
 
 
 def _focal(camera: Camera, size: int) -> float:
@@ -53,7 +65,9 @@ def _focal(camera: Camera, size: int) -> float:
 def _world_to_camera(camera: Camera) -> Float[Tensor, "4 4"]:
     azimuth, elevation = math.radians(camera.azimuth), math.radians(camera.elevation)
     flat = math.cos(elevation)
-    towards = torch.tensor([flat * math.sin(azimuth), math.sin(elevation), flat * math.cos(azimuth)], dtype=torch.float64)
+    towards = torch.tensor(
+        [flat * math.sin(azimuth), math.sin(elevation), flat * math.cos(azimuth)], dtype=torch.float64
+    )
     centre = towards * camera.distance + torch.tensor([0.0, camera.target_height, 0.0], dtype=torch.float64)
     right = torch.tensor([math.cos(azimuth), 0.0, -math.sin(azimuth)], dtype=torch.float64)
     rotation = torch.stack([right, torch.linalg.cross(-towards, right), -towards])

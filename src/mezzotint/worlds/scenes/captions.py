@@ -1,16 +1,18 @@
 """Captions of scenes in several styles, with the characters that name each object and each of its attributes.
 
-A `Binding` says which attribute word belongs to which noun, by character spans into the caption's text; it is exact, since the words are
-written from the scene.
+A `Binding` says which attribute word belongs to which noun, by character spans into the caption's text; it is exact,
+since the words are written from the scene.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mezzotint.diffusion.rng import stream
+from mezzotint.metrics.scene_accuracy import Relation
 from mezzotint.worlds.scenes.scene import Object, Scene
 
 Style = Literal["plain", "short", "detailed", "relations", "paraphrased", "tags"]
@@ -25,6 +27,13 @@ _PARAPHRASES = (
     "{objects} on a {floor} floor under a {sky} sky",
 )
 _NEAR = 0.5
+_RELATION_WORDS = {
+    None: "next to",
+    "left of": "to the left of",
+    "right of": "to the right of",
+    "in front of": "in front of",
+    "behind": "behind",
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,14 @@ class Span:
 
 @dataclass(frozen=True)
 class Binding:
-    """One attribute word and the noun it belongs to; `index` is the object's place in the scene, `attribute` the kind of word."""
+    """One attribute word and the noun it belongs to.
+
+    Attributes:
+        index: the object's place in the scene, from 0.
+        attribute: the kind of word: size, material, colour or pattern.
+        word: where the attribute stands.
+        noun: where the object's shape stands.
+    """
 
     index: int
     attribute: str
@@ -47,11 +63,19 @@ class Binding:
 
 @dataclass(frozen=True)
 class Caption:
-    """A text, the noun of each object in it (by the object's index in the scene) and the bindings of its attribute words."""
+    """A text and what each of its words is about.
+
+    Attributes:
+        text: the caption.
+        nouns: the noun of each object, by the object's place in the scene, in the order of the text.
+        bindings: the attribute words, in the order of the text.
+        relations: what the text says about who stands where; "next to" is no relation that a picture could miss.
+    """
 
     text: str
     nouns: tuple[tuple[int, Span], ...]
     bindings: tuple[Binding, ...]
+    relations: tuple[Relation, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -64,6 +88,7 @@ class _Writer:
         self.text = ""
         self.nouns: list[tuple[int, Span]] = []
         self.bindings: list[Binding] = []
+        self.relations: list[Relation] = []
 
     def write(self, text: str) -> Span:
         start = len(self.text)
@@ -85,7 +110,7 @@ class _Writer:
         self.bindings += [Binding(index, name, span, noun) for name, span in spans]
 
     def finish(self) -> Caption:
-        return Caption(self.text, tuple(self.nouns), tuple(self.bindings))
+        return Caption(self.text, tuple(self.nouns), tuple(self.bindings), tuple(self.relations))
 
 
 def caption(scene: Scene, style: Style = "plain", *, seed: int = 0) -> Caption:
@@ -93,8 +118,8 @@ def caption(scene: Scene, style: Style = "plain", *, seed: int = 0) -> Caption:
 
     Args:
         scene: the scene.
-        style: `plain` (a red cube and a blue sphere on a gray floor), `short` (no floor), `detailed` (size, material and pattern
-            too), `relations` (who stands where), `paraphrased` (other wordings), or `tags` (a comma list).
+        style: `plain` (a red cube and a blue sphere on a gray floor), `short` (no floor), `detailed` (size, material
+            and pattern too), `relations` (who stands where), `paraphrased` (other wordings), or `tags` (a comma list).
         seed: picks the order of the objects and the wording; the same seed gives the same caption.
 
     Raises:
@@ -111,16 +136,16 @@ def caption(scene: Scene, style: Style = "plain", *, seed: int = 0) -> Caption:
     return writer.finish()
 
 
-def _plain(writer: _Writer, scene: Scene, order: list[int], choose: random.Random) -> None:
-    _short(writer, scene, order, choose)
+def _plain(writer: _Writer, scene: Scene, order: list[int], _choose: random.Random) -> None:
+    _short(writer, scene, order, _choose)
     writer.write(f" on a {scene.floor} floor")
 
 
-def _short(writer: _Writer, scene: Scene, order: list[int], choose: random.Random) -> None:
+def _short(writer: _Writer, scene: Scene, order: list[int], _choose: random.Random) -> None:
     _list(writer, scene, order, ("colour",))
 
 
-def _detailed(writer: _Writer, scene: Scene, order: list[int], choose: random.Random) -> None:
+def _detailed(writer: _Writer, scene: Scene, order: list[int], _choose: random.Random) -> None:
     _list(writer, scene, order, ("size", "material", "colour", "pattern"))
     writer.write(f" on a {scene.floor} floor under a {scene.sky} sky")
 
@@ -132,7 +157,7 @@ def _paraphrased(writer: _Writer, scene: Scene, order: list[int], choose: random
     writer.write(after)
 
 
-def _tags(writer: _Writer, scene: Scene, order: list[int], choose: random.Random) -> None:
+def _tags(writer: _Writer, scene: Scene, order: list[int], _choose: random.Random) -> None:
     for index in order:
         writer.phrase(scene.objects[index], index, ("size", "colour", "pattern"), article=False)
         writer.write(", ")
@@ -141,10 +166,14 @@ def _tags(writer: _Writer, scene: Scene, order: list[int], choose: random.Random
 
 def _relations(writer: _Writer, scene: Scene, order: list[int], choose: random.Random) -> None:
     if len(order) < 2:
-        return _plain(writer, scene, order, choose)
+        _plain(writer, scene, order, choose)
+        return
     first, second, *rest = order
+    kind = relation(scene, first, second)
     writer.phrase(scene.objects[first], first, ("colour",))
-    writer.write(f" {_relation(scene.objects[first], scene.objects[second])} ")
+    writer.write(f" {_RELATION_WORDS[kind]} ")
+    if kind is not None:
+        writer.relations.append(Relation(first, kind, second))
     writer.phrase(scene.objects[second], second, ("colour",))
     for index in rest:
         writer.write(" and ")
@@ -152,14 +181,25 @@ def _relations(writer: _Writer, scene: Scene, order: list[int], choose: random.R
     writer.write(f" on a {scene.floor} floor")
 
 
-def _relation(one: Object, other: Object) -> str:
-    """Where `one` stands as seen from `other`, along the axis on which they are farther apart."""
-    dx, dz = one.x - other.x, one.z - other.z
-    if max(abs(dx), abs(dz)) < _NEAR:
-        return "next to"
-    if abs(dx) >= abs(dz):
-        return "to the left of" if dx < 0 else "to the right of"
-    return "in front of" if dz > 0 else "behind"
+def relation(scene: Scene, one: int, other: int) -> str | None:
+    """Where one object stands as seen from another, along the axis (of the camera) on which they are farther apart.
+
+    Args:
+        scene: the scene; left and right, front and back are those of its camera.
+        one: place of the object that is described.
+        other: place of the object that it is compared with.
+
+    Returns:
+        "left of", "right of", "in front of", "behind", or None where they are closer than half a unit on both axes.
+    """
+    turn = math.radians(scene.camera.azimuth)
+    dx, dz = scene.objects[one].x - scene.objects[other].x, scene.objects[one].z - scene.objects[other].z
+    across, nearer = dx * math.cos(turn) - dz * math.sin(turn), dx * math.sin(turn) + dz * math.cos(turn)
+    if max(abs(across), abs(nearer)) < _NEAR:
+        return None
+    if abs(across) >= abs(nearer):
+        return "left of" if across < 0 else "right of"
+    return "in front of" if nearer > 0 else "behind"
 
 
 def _list(writer: _Writer, scene: Scene, order: list[int], attributes: tuple[str, ...]) -> None:

@@ -1,17 +1,18 @@
 """Rays against the world's shapes, all batched: where a ray enters a shape, and the shape's normal at a point.
 
-Every shape lives in its own unit frame, centred on the object; HALF_HEIGHT is where it touches the floor and BOUND is the radius of a
-sphere around it. Entry functions take local origins and directions `[rays, 3]` and give the distance along the ray (inf = no hit);
-normal functions take local points on the surface.
+Every shape lives in its own unit frame, centred on the object; HALF_HEIGHT is where it touches the floor and BOUND is
+the radius of a sphere around it. Vectors are kept in planes `[3, ...]` (x, y, z first). Entry functions take local
+origins and directions and give the distance along the ray (inf = no hit); normal functions take local points on the
+surface.
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-Points = Float[Tensor, "rays 3"]
+Points = Float[Tensor, "3 rays"]
 Distances = Float[Tensor, " rays"]
 
 HALF_HEIGHT = {"sphere": 1.0, "cube": 0.82, "cylinder": 0.92, "cone": 0.95, "torus": 0.30, "capsule": 1.12}
@@ -28,10 +29,25 @@ _INF = float("inf")
 _TORUS_MARCH_STEPS = 28
 
 
+def dot(a: Float[Tensor, "3 *one"], b: Float[Tensor, "3 *other"]) -> Tensor:
+    """Scalar product of vectors in planes; the other axes broadcast."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def unit(vector: Points) -> Points:
+    """Vectors of length one."""
+    return vector / torch.linalg.vector_norm(vector.T.contiguous(), dim=-1).clamp_min(1e-12)
+
+
+def gather(planes: Tensor, index: Int[Tensor, " some"]) -> Tensor:
+    """Some columns of planes `[channels, ...]`; the index counts through all axes but the first."""
+    return planes.flatten(1).index_select(1, index)
+
+
 def sphere_entry(origin: Points, direction: Points, radius: float = 1.0) -> Distances:
     """Nearest crossing of a sphere about the local origin."""
-    b = (origin * direction).sum(-1)
-    discriminant = b * b - (origin * origin).sum(-1) + radius * radius
+    b = dot(origin, direction)
+    discriminant = b * b - dot(origin, origin) + radius * radius
     return _nearest(-b, discriminant)
 
 
@@ -39,7 +55,7 @@ def cube_entry(origin: Points, direction: Points) -> Distances:
     """Nearest crossing of an axis-aligned cube (slab method)."""
     inverse = 1.0 / _away_from_zero(direction)
     a, b = (-CUBE_HALF - origin) * inverse, (CUBE_HALF - origin) * inverse
-    enter, leave = torch.minimum(a, b).amax(-1), torch.maximum(a, b).amin(-1)
+    enter, leave = torch.minimum(a, b).amax(0), torch.maximum(a, b).amin(0)
     return torch.where((leave > enter) & (enter > _NEAR), enter, _INF)
 
 
@@ -55,14 +71,14 @@ def cone_entry(origin: Points, direction: Points) -> Distances:
     """Nearest crossing of an upright cone standing on its disc."""
     height = HALF_HEIGHT["cone"]
     slope = (CONE_RADIUS / (2 * height)) ** 2
-    from_apex = origin[:, 1] - height
-    a = _flat_dot(direction, direction) - slope * direction[:, 1] ** 2
-    b = _flat_dot(origin, direction) - slope * from_apex * direction[:, 1]
+    from_apex = origin[1] - height
+    a = _flat_dot(direction, direction) - slope * direction[1] ** 2
+    b = _flat_dot(origin, direction) - slope * from_apex * direction[1]
     c = _flat_dot(origin, origin) - slope * from_apex**2
     a = _away_from_zero(a)
     root = (b * b - a * c).clamp_min(0).sqrt()
     roots = torch.stack([(-b - root) / a, (-b + root) / a]).sort(0).values
-    y = origin[:, 1] + roots * direction[:, 1]
+    y = origin[1] + roots * direction[1]
     good = (roots > _NEAR) & (y.abs() <= height) & (b * b > a * c)
     side = torch.where(good, roots, _INF).amin(0)
     return torch.minimum(side, _disc_entry(origin, direction, -height, CONE_RADIUS))
@@ -71,20 +87,20 @@ def cone_entry(origin: Points, direction: Points) -> Distances:
 def capsule_entry(origin: Points, direction: Points) -> Distances:
     """Nearest crossing of an upright capsule: a tube between two spheres."""
     half = HALF_HEIGHT["capsule"] - CAPSULE_RADIUS
-    lift = origin.new_tensor([0.0, half, 0.0])
+    lift = origin.new_tensor([[0.0], [half], [0.0]])
     upper = sphere_entry(origin - lift, direction, CAPSULE_RADIUS)
     lower = sphere_entry(origin + lift, direction, CAPSULE_RADIUS)
     return torch.minimum(_tube_entry(origin, direction, CAPSULE_RADIUS, half), torch.minimum(upper, lower))
 
 
 def torus_entry(origin: Points, direction: Points) -> Distances:
-    """Nearest crossing of a lying torus by sphere tracing inside its bounding slab, which never steps through the surface."""
+    """Nearest crossing of a lying torus, by sphere tracing from its bounding sphere: no step passes the surface."""
     bound = BOUND["torus"]
     start = sphere_entry(origin, direction, bound)
     distance = torch.where(torch.isfinite(start), start, 0.0)
     for _ in range(_TORUS_MARCH_STEPS):
-        distance = distance + _torus_distance(origin + distance[:, None] * direction)
-    point = origin + distance[:, None] * direction
+        distance = distance + _torus_distance(origin + distance * direction)
+    point = origin + distance * direction
     hit = (_torus_distance(point).abs() < 4e-3) & (distance > _NEAR) & torch.isfinite(start)
     return torch.where(hit, distance, _INF)
 
@@ -96,35 +112,34 @@ def sphere_normal(point: Points) -> Points:
 
 def cube_normal(point: Points) -> Points:
     """Outward normal of the cube: the axis of the largest coordinate."""
-    axis = point.abs().argmax(-1, keepdim=True)
-    return torch.zeros_like(point).scatter(-1, axis, torch.gather(point, -1, axis).sign())
+    axis = point.abs().argmax(0, keepdim=True)
+    return torch.zeros_like(point).scatter(0, axis, torch.gather(point, 0, axis).sign())
 
 
 def cylinder_normal(point: Points) -> Points:
     """Outward normal of the cylinder: up or down on the caps, radial on the side."""
-    cap = point[:, 1].abs() > HALF_HEIGHT["cylinder"] - 2e-3
-    return torch.where(cap[:, None], _vertical(point), _radial(point))
+    cap = point[1].abs() > HALF_HEIGHT["cylinder"] - 2e-3
+    return torch.where(cap, _vertical(point), _radial(point))
 
 
 def cone_normal(point: Points) -> Points:
     """Outward normal of the cone: down on its disc, radial and tilted up elsewhere."""
     tilt = CONE_RADIUS / (2 * HALF_HEIGHT["cone"])
-    radial = torch.nn.functional.normalize(_radial(point), dim=-1) + point.new_tensor([0.0, tilt, 0.0])
-    base = point[:, 1] < -HALF_HEIGHT["cone"] + 2e-3
-    return torch.where(base[:, None], _vertical(point), radial)
+    radial = unit(_radial(point)) + point.new_tensor([[0.0], [tilt], [0.0]])
+    base = point[1] < -HALF_HEIGHT["cone"] + 2e-3
+    return torch.where(base, _vertical(point), radial)
 
 
 def capsule_normal(point: Points) -> Points:
     """Outward normal of the capsule: away from the nearest point of its axis."""
     half = HALF_HEIGHT["capsule"] - CAPSULE_RADIUS
-    y = point[:, 1] - point[:, 1].clamp(-half, half)
-    return torch.stack([point[:, 0], y, point[:, 2]], -1)
+    y = point[1] - point[1].clamp(-half, half)
+    return torch.stack([point[0], y, point[2]])
 
 
 def torus_normal(point: Points) -> Points:
     """Outward normal of the torus: away from the nearest point of its core circle."""
-    ring = torch.nn.functional.normalize(_radial(point), dim=-1) * TORUS_MAJOR
-    return point - ring
+    return point - unit(_radial(point)) * TORUS_MAJOR
 
 
 ENTRY = {
@@ -158,32 +173,32 @@ def _tube_entry(origin: Tensor, direction: Tensor, radius: float, height: float)
     b = _flat_dot(origin, direction)
     discriminant = b * b - a * (_flat_dot(origin, origin) - radius * radius)
     distance = (-b - discriminant.clamp_min(0).sqrt()) / a
-    y = origin[:, 1] + distance * direction[:, 1]
+    y = origin[1] + distance * direction[1]
     return torch.where((discriminant > 0) & (distance > _NEAR) & (y.abs() <= height), distance, _INF)
 
 
 def _disc_entry(origin: Tensor, direction: Tensor, height: float, radius: float) -> Tensor:
-    distance = (height - origin[:, 1]) / _away_from_zero(direction[:, 1])
-    x, z = origin[:, 0] + distance * direction[:, 0], origin[:, 2] + distance * direction[:, 2]
+    distance = (height - origin[1]) / _away_from_zero(direction[1])
+    x, z = origin[0] + distance * direction[0], origin[2] + distance * direction[2]
     return torch.where((x * x + z * z <= radius * radius) & (distance > _NEAR), distance, _INF)
 
 
 def _torus_distance(point: Tensor) -> Tensor:
-    ring = (point[:, 0] ** 2 + point[:, 2] ** 2).sqrt() - TORUS_MAJOR
-    return (ring * ring + point[:, 1] ** 2).sqrt() - TORUS_MINOR
+    ring = (point[0] ** 2 + point[2] ** 2).sqrt() - TORUS_MAJOR
+    return (ring * ring + point[1] ** 2).sqrt() - TORUS_MINOR
 
 
 def _flat_dot(a: Tensor, b: Tensor) -> Tensor:
-    return a[:, 0] * b[:, 0] + a[:, 2] * b[:, 2]
+    return a[0] * b[0] + a[2] * b[2]
 
 
 def _radial(point: Tensor) -> Tensor:
-    return torch.stack([point[:, 0], torch.zeros_like(point[:, 1]), point[:, 2]], -1)
+    return torch.stack([point[0], torch.zeros_like(point[1]), point[2]])
 
 
 def _vertical(point: Tensor) -> Tensor:
-    zero = torch.zeros_like(point[:, 1])
-    return torch.stack([zero, point[:, 1].sign(), zero], -1)
+    zero = torch.zeros_like(point[1])
+    return torch.stack([zero, point[1].sign(), zero])
 
 
 def _away_from_zero(x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""The ray tracer: scenes to pictures with exact depth, normals, instances, object coordinates and cameras, batched in torch.
+"""The ray tracer: scenes to pictures with exact depth, normals, instances, object coordinates and cameras.
 
-A ray is first tested against the bounding sphere of each object; exact intersections are computed for the few pairs that pass. Light is
-one distant source with a shadow ray, sky light, and a soft contact term: the analytic occlusion of a surface point by the bounding
-sphere of each object. Pictures are supersampled and stored as sRGB.
+Everything is batched in torch. A ray is first tested against the bounding sphere of each object; exact intersections
+are computed for the few pairs that pass. Light is one distant source with a shadow ray, sky light, and a soft contact
+term: the analytic occlusion of a surface point by the bounding sphere of each object. Pictures are supersampled and
+stored as sRGB.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from torch import Tensor
 
 from mezzotint.worlds.scenes import shading
 from mezzotint.worlds.scenes.camera import intrinsics, pixel_rays, world_to_camera
+from mezzotint.worlds.scenes.geometry import dot
 from mezzotint.worlds.scenes.packing import Packed, pack
 from mezzotint.worlds.scenes.scene import Scene
-from mezzotint.worlds.scenes.trace import Hits, trace
+from mezzotint.worlds.scenes.trace import trace
 
 SKY, FLOOR = -1, 0
-_RAYS_AT_ONCE = 1 << 16
+_RAYS_AT_ONCE = 1 << 17
 _CENTRE = ((0.5, 0.5),)
 
 
@@ -29,10 +31,10 @@ _CENTRE = ((0.5, 0.5),)
 class Frame:
     """Pictures and ground truth. All but `rgb` are those of the ray through the pixel's centre.
 
-    rgb: sRGB in 0..1. depth: distance along the optical axis in world units, inf for the sky. normal: world frame, zero for the sky.
-    instance: -1 sky, 0 floor, k for the k-th object of the scene (from 1). coordinates: the hit point in the object's own unit frame
-    (x / radius - 1..1, zero off the objects). world_to_camera and intrinsics: camera x right, y down, z forward; pixel (u, v) has its
-    centre at (u + 0.5, v + 0.5).
+    rgb: sRGB in 0..1. depth: distance along the optical axis in world units, inf for the sky. normal: world frame, zero
+    for the sky. instance: -1 sky, 0 floor, k for the k-th object of the scene (from 1). coordinates: the hit point in
+    the object's own unit frame (x / radius - 1..1, zero off the objects). world_to_camera and intrinsics: camera x
+    right, y down, z forward; pixel (u, v) has its centre at (u + 0.5, v + 0.5).
     """
 
     rgb: Float[Tensor, "batch 3 height width"]
@@ -48,9 +50,7 @@ class Frame:
 
 
 @torch.inference_mode()
-def render(
-    scenes: list[Scene], size: int = 64, *, supersample: int = 2, device: str | torch.device = "cpu"
-) -> Frame:
+def render(scenes: list[Scene], size: int = 64, *, supersample: int = 2, device: str | torch.device = "cpu") -> Frame:
     """Render scenes to square frames.
 
     Args:
@@ -85,15 +85,19 @@ def _render_some(scenes: list[Scene], size: int, supersample: int, device: str |
     packed = pack(scenes, device)
     origin, direction, forward = pixel_rays(scenes, size, _CENTRE, device)
     hits = trace(packed, origin, direction)
-    batch = len(scenes)
-    depth = (hits.distance * (direction * forward).sum(-1)).view(batch, 1, size, size)
-    kind = torch.where(hits.instance >= 0, hits.instance + 1, torch.where(torch.isfinite(hits.distance), FLOOR, SKY))
+    met = torch.isfinite(hits.distance)
+    normal = torch.zeros_like(direction)
+    normal[1] = met.to(normal.dtype)
+    normal.flatten(1)[:, hits.ray] = hits.normal
+    coordinates = torch.zeros_like(direction)
+    coordinates.flatten(1)[:, hits.ray] = hits.local
+    kind = torch.where(hits.instance >= 0, hits.instance + 1, torch.where(met, FLOOR, SKY))
     return Frame(
         rgb=_colours(scenes, packed, size, supersample),
-        depth=depth,
-        normal=_image(hits.normal, size),
-        instance=kind.view(batch, 1, size, size),
-        coordinates=_image(hits.local, size),
+        depth=(hits.distance * dot(direction, forward)).view(-1, 1, size, size),
+        normal=_image(normal, size),
+        instance=kind.view(-1, 1, size, size),
+        coordinates=_image(coordinates, size),
         world_to_camera=world_to_camera(scenes, device),
         intrinsics=intrinsics(scenes, size, device),
     )
@@ -102,30 +106,30 @@ def _render_some(scenes: list[Scene], size: int, supersample: int, device: str |
 def _colours(scenes: list[Scene], packed: Packed, size: int, supersample: int) -> Tensor:
     steps = [(k + 0.5) / supersample for k in range(supersample)]
     offsets = tuple((u, v) for v in steps for u in steps)
-    origin, direction, _ = pixel_rays(scenes, size, offsets, packed.centre.device)
+    origin, direction, _ = pixel_rays(scenes, size, offsets, packed.frames.device)
     hits = trace(packed, origin, direction)
-    colour = shading.shade(packed, hits, origin, direction, _light_directions(scenes, len(offsets), size, origin.device))
-    per_ray = colour.view(len(scenes), len(offsets), size, size, 3)
-    total = per_ray[:, 0].clone()
+    colour = shading.shade(packed, hits, origin, direction, _light_directions(scenes, len(offsets), origin.device))
+    total = colour[:, :, 0]
     for index in range(1, len(offsets)):
-        total += per_ray[:, index]
-    return shading.to_srgb(total / len(offsets)).permute(0, 3, 1, 2).contiguous()
+        total = total + colour[:, :, index]
+    return _image(shading.to_srgb(total / len(offsets)), size)
 
 
-def _light_directions(scenes: list[Scene], samples: int, size: int, device: torch.device) -> Float[Tensor, "batch rays 3"]:
-    """Direction to the light for every ray: each subsample looks at another part of the light's disc, which softens shadows."""
+def _light_directions(scenes: list[Scene], samples: int, device: torch.device) -> Float[Tensor, "3 batch samples 1"]:
+    """Direction to the light: each subsample looks at another part of the light's disc, which softens shadows."""
     turn = torch.arange(samples, dtype=torch.float64) * (2 * math.pi / max(samples, 1)) + 0.6
     spread = torch.tensor([scene.light.softness / 2 for scene in scenes], dtype=torch.float64)[:, None] * (samples > 1)
-    azimuth = torch.tensor([scene.light.azimuth for scene in scenes], dtype=torch.float64)[:, None] + spread * turn.cos()
-    elevation = torch.tensor([scene.light.elevation for scene in scenes], dtype=torch.float64)[:, None] + spread * turn.sin()
+    azimuth = (
+        torch.tensor([scene.light.azimuth for scene in scenes], dtype=torch.float64)[:, None] + spread * turn.cos()
+    )
+    elevation = (
+        torch.tensor([scene.light.elevation for scene in scenes], dtype=torch.float64)[:, None] + spread * turn.sin()
+    )
     azimuth, elevation = torch.deg2rad(azimuth), torch.deg2rad(elevation)
     flat = elevation.cos()
-    direction = torch.stack([flat * azimuth.sin(), elevation.sin(), flat * azimuth.cos()], -1)
-    return direction.to(device, torch.float32).repeat_interleave(size * size, 1)
+    direction = torch.stack([flat * azimuth.sin(), elevation.sin(), flat * azimuth.cos()])
+    return direction[..., None].to(device, torch.float32)
 
 
-def _image(values: Float[Tensor, "batch rays channels"], size: int) -> Tensor:
-    return values.view(values.shape[0], size, size, -1).permute(0, 3, 1, 2).contiguous()
-
-
-__all__ = ["FLOOR", "SKY", "Frame", "Hits", "picture", "render"]
+def _image(planes: Float[Tensor, "channels batch *pixels"], size: int) -> Tensor:
+    return planes.movedim(0, 1).reshape(planes.shape[1], -1, size, size).contiguous()

@@ -1,4 +1,4 @@
-"""Random scenes from an integer seed: disjoint splits, and combinations of shape and colour that are never shown in training.
+"""Random scenes from an integer seed: disjoint splits, and pairs of shape and colour that training never shows.
 
 Scene k of a split is a function of (seed, split, k) alone, so any part of a data set can be made again by itself.
 """
@@ -61,7 +61,8 @@ def sample(
         split: train, validation, test, or held_out (its own scenes, in which every object is a held-out combination).
         first: index of the first scene.
         objects: smallest and largest number of objects, within 1..3.
-        combinations: which (shape, colour) pairs may occur; by default `held_out` for the split of that name, else `seen`.
+        combinations: which (shape, colour) pairs may occur; by default `held_out` for the split of that name, else
+        `seen`.
 
     Raises:
         ValueError: for a negative count, an unknown split, or a range of objects outside 1..3.
@@ -74,7 +75,8 @@ def sample(
         raise ValueError(f"objects must be a range within 1..3, got {objects}")
     pairs = allowed_pairs(combinations or ("held_out" if split == "held_out" else "seen"))
     return [
-        _draw(_Uniforms(stream(seed, f"scenes/{split}", 0, index)), objects, pairs) for index in range(first, first + count)
+        _draw(_Uniforms(stream(seed, f"scenes/{split}", 0, index)), objects, pairs)
+        for index in range(first, first + count)
     ]
 
 

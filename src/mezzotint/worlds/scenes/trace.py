@@ -1,4 +1,9 @@
-"""Nearest hits of rays with the objects and the floor of a batch of scenes."""
+"""Nearest hits of rays with the objects and the floor of a batch of scenes.
+
+Vectors are kept in planes: the first axis is x, y, z, the others say which ray. Axes of size one stand for all values,
+so the one camera centre of a scene is not copied for each of its rays. A ray is first tested against the bounding
+sphere of each object; the few pairs that pass are gathered, and exact intersections are computed for them alone.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mezzotint.worlds.scenes.geometry import ENTRY, NORMAL
+from mezzotint.worlds.scenes.geometry import ENTRY, NORMAL, dot, gather, unit
 from mezzotint.worlds.scenes.packing import Packed
 from mezzotint.worlds.scenes.vocabulary import SHAPES
 
@@ -18,89 +23,143 @@ _FARTHEST = 60.0
 
 @dataclass(frozen=True)
 class Hits:
-    """What each ray meets first. instance: -1 where no object is hit; distance: inf where nothing is."""
+    """What each ray meets first.
 
-    distance: Float[Tensor, "batch rays"]
-    instance: Int[Tensor, "batch rays"]
-    normal: Float[Tensor, "batch rays 3"]
-    local: Float[Tensor, "batch rays 3"]
+    distance: inf where nothing is met. instance: row of the object in its scene, -1 where none is hit. The others are
+    given only for the rays that hit an object: which rays these are (`ray`, a flat index), of which scene (`scene`),
+    with the unit normal in the world's frame and the place in the object's own frame.
+    """
+
+    distance: Float[Tensor, "batch samples pixels"]
+    instance: Int[Tensor, "batch samples pixels"]
+    ray: Int[Tensor, " hits"]
+    scene: Int[Tensor, " hits"]
+    normal: Float[Tensor, "3 hits"]
+    local: Float[Tensor, "3 hits"]
 
 
-def trace(packed: Packed, origin: Float[Tensor, "batch one 3"], direction: Float[Tensor, "batch rays 3"]) -> Hits:
-    """Nearest hit of every ray with the objects or the floor."""
-    distances = object_distances(packed, origin.expand_as(direction), direction)
-    nearest, instance = distances.min(1)
-    drop = direction[..., 1].clamp_max(-1e-6)
-    floor = torch.where(direction[..., 1] < -1e-6, -origin[..., 1] / drop, _INF)
+def trace(
+    packed: Packed, origin: Float[Tensor, "3 batch 1 1"], direction: Float[Tensor, "3 batch samples pixels"]
+) -> Hits:
+    """Nearest hit of every ray with the objects or the floor.
+
+    Args:
+        packed: the scenes.
+        origin: camera centres.
+        direction: unit directions.
+    """
+    scene = _scene_index(packed, 2)
+    nearest, instance = _nearest_object(packed, scene, origin, direction)
+    drop = direction[1].clamp_max(-1e-6)
+    floor = torch.where(direction[1] < -1e-6, -origin[1] / drop, _INF)
     floor = torch.where(floor < _FARTHEST, floor, _INF)
     on_object = nearest < floor
-    distance = torch.where(on_object, nearest, floor)
-    normal = torch.zeros_like(direction)
-    normal[..., 1] = torch.isfinite(distance).to(normal.dtype)
-    hits = Hits(distance, torch.where(on_object, instance, -1), normal, torch.zeros_like(direction))
-    _fill_objects(packed, hits, origin.expand_as(direction), direction)
-    return hits
+    distance, instance = torch.where(on_object, nearest, floor), torch.where(on_object, instance, -1)
+    ray = torch.nonzero(on_object.view(-1)).squeeze(1)
+    of_ray = scene.expand_as(distance).reshape(-1)[ray]
+    item = of_ray * packed.width + instance.view(-1)[ray]
+    reached = distance.view(-1)[ray] * gather(direction, ray)
+    local, normal = _surface(packed, item, gather(origin, of_ray) + reached)
+    return Hits(distance, instance, ray, of_ray, normal, local)
 
 
-def object_distances(
+def blocked(
     packed: Packed,
-    origin: Float[Tensor, "batch rays 3"],
-    direction: Float[Tensor, "batch rays 3"],
-    wanted: Bool[Tensor, "batch rays"] | None = None,
-) -> Float[Tensor, "batch objects rays"]:
-    """Distance of every ray to every object (inf = miss); rays that are not `wanted` are left at inf."""
-    candidates = _near_bound(packed, origin, direction)
-    if wanted is not None:
-        candidates &= wanted[:, None]
-    distances = torch.full(candidates.shape, _INF, dtype=direction.dtype, device=direction.device)
-    for code, name in enumerate(SHAPES):
-        of_shape = packed.present & (packed.shape == code)
-        if not bool(of_shape.any()):
-            continue
-        b, k, r = torch.nonzero(candidates & of_shape[..., None], as_tuple=True)
-        local_origin, local_direction = _to_local(packed, b, k, origin[b, r]), _turn(packed, b, k, direction[b, r])
-        distances[b, k, r] = ENTRY[name](local_origin, local_direction) * packed.radius[b, k]
-    return distances
+    scene: Int[Tensor, "..."],
+    point: Float[Tensor, "3 *rays"],
+    direction: Float[Tensor, "3 ..."],
+    wanted: Bool[Tensor, "*rays"],
+) -> Bool[Tensor, "*rays"]:
+    """Whether any object stands on the way from each wanted point; false for the others.
+
+    Args:
+        packed: the scenes.
+        scene: whose objects; broadcasts against the points.
+        point: where the rays begin.
+        direction: where they go, unit length; broadcasts against the points.
+        wanted: which rays matter.
+    """
+    item, ray, _ = _candidates(packed, scene, point, direction, wanted)
+    start, heading = gather(point, ray), gather(direction.expand_as(point), ray)
+    met = torch.isfinite(_distances(packed, item, start, heading))
+    found = torch.zeros(wanted.numel(), dtype=torch.bool, device=point.device)
+    found[ray[met]] = True
+    return found.view(wanted.shape)
 
 
-def _near_bound(packed: Packed, origin: Tensor, direction: Tensor) -> Bool[Tensor, "batch objects rays"]:
-    """Whether the ray passes through the bounding sphere of each object, in front of its origin."""
-    dx, dy, dz = (direction[:, None, :, axis] for axis in range(3))
-    ox, oy, oz = (packed.centre[:, :, None, axis] - origin[:, None, :, axis] for axis in range(3))
-    along = ox * dx + oy * dy + oz * dz
-    square = ox * ox + oy * oy + oz * oz
-    bound = (packed.bound * packed.bound)[..., None]
-    return (square - along * along <= bound) & ((along > 0) | (square <= bound))
+def _scene_index(packed: Packed, axes: int) -> Int[Tensor, "batch ..."]:
+    return torch.arange(packed.batch, device=packed.frames.device).view(-1, *(1,) * axes)
 
 
-def _fill_objects(packed: Packed, hits: Hits, origin: Tensor, direction: Tensor) -> None:
-    """Write normals and local coordinates of the rays that hit an object."""
-    for code, name in enumerate(SHAPES):
-        b, r = torch.nonzero(_shape_of(packed, hits.instance) == code, as_tuple=True)
-        if len(b) == 0:
-            continue
-        k = hits.instance[b, r]
-        point = _to_local(packed, b, k, origin[b, r] + hits.distance[b, r, None] * direction[b, r])
-        normal = torch.nn.functional.normalize(NORMAL[name](point), dim=-1)
-        hits.local[b, r] = point
-        hits.normal[b, r] = _turn_back(packed, b, k, normal)
+def _nearest_object(packed: Packed, scene: Tensor, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance to the nearest object (inf: none) and its row in the scene."""
+    item, ray, row = _candidates(packed, scene, origin, direction, None)
+    start, heading = gather(origin, item // packed.width), gather(direction, ray)
+    count = direction[0].numel()
+    distances = torch.full((packed.width, *direction.shape[1:]), _INF, dtype=direction.dtype, device=direction.device)
+    distances.view(-1)[row * count + ray] = _distances(packed, item, start, heading)
+    nearest, instance = distances[0], torch.zeros_like(distances[0], dtype=torch.long)
+    for k in range(1, packed.width):
+        instance.masked_fill_(distances[k] < nearest, k)
+        nearest = torch.minimum(nearest, distances[k])
+    return nearest, instance
 
 
-def _shape_of(packed: Packed, instance: Int[Tensor, "batch rays"]) -> Int[Tensor, "batch rays"]:
-    return torch.where(instance >= 0, torch.gather(packed.shape, 1, instance.clamp_min(0)), -1)
+def _candidates(
+    packed: Packed, scene: Tensor, origin: Tensor, direction: Tensor, wanted: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of a ray and an object whose bounding sphere it passes: indices of object and ray, the object's place."""
+    masks = []
+    for k in range(packed.width):
+        passes = _passes_bound(packed, k, scene, origin, direction)
+        masks.append(passes if wanted is None else passes & wanted)
+    row, ray = torch.nonzero(torch.stack(masks).flatten(1), as_tuple=True)
+    of_ray = scene.expand(masks[0].shape).reshape(-1)[ray]
+    return of_ray * packed.width + row, ray, row
 
 
-def _to_local(packed: Packed, b: Tensor, k: Tensor, point: Tensor) -> Tensor:
-    return _turn(packed, b, k, point - packed.centre[b, k]) / packed.radius[b, k, None]
+def _passes_bound(packed: Packed, k: int, scene: Tensor, origin: Tensor, direction: Tensor) -> Tensor:
+    """Whether each ray passes the bounding sphere of the k-th object of its scene, in front of its origin."""
+    away = packed.centre[:, k][:, scene] - origin
+    along, square = dot(away, direction), dot(away, away)
+    bound = packed.bound[k][scene]
+    bound = bound * bound
+    return (square - along * along <= bound) & ((along > 0) | (square <= bound)) & packed.present[k][scene]
 
 
-def _turn(packed: Packed, b: Tensor, k: Tensor, vector: Tensor) -> Tensor:
-    cosine, sine = packed.cosine[b, k], packed.sine[b, k]
-    x, y, z = vector.unbind(-1)
-    return torch.stack([cosine * x - sine * z, y, sine * x + cosine * z], -1)
+def _distances(packed: Packed, item: Tensor, origin: Tensor, direction: Tensor) -> Float[Tensor, " pairs"]:
+    """Distance along each ray to its object; inf where it misses."""
+    distance = torch.empty_like(origin[0])
+    kind = packed.shape[item]
+    for code in packed.shapes:
+        some = torch.nonzero(kind == code).squeeze(1)
+        frame = gather(packed.frames, item[some])
+        entry = ENTRY[SHAPES[code]](_to_local(frame, gather(origin, some)), _turn(frame, gather(direction, some)))
+        distance[some] = entry * frame[3]
+    return distance
 
 
-def _turn_back(packed: Packed, b: Tensor, k: Tensor, vector: Tensor) -> Tensor:
-    cosine, sine = packed.cosine[b, k], packed.sine[b, k]
-    x, y, z = vector.unbind(-1)
-    return torch.stack([cosine * x + sine * z, y, cosine * z - sine * x], -1)
+def _surface(packed: Packed, item: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
+    """Places in the objects' own frames and world normals of points on their surfaces."""
+    frame, kind = gather(packed.frames, item), packed.shape[item]
+    local, normal = _to_local(frame, point), torch.empty_like(point)
+    for code in packed.shapes:
+        some = torch.nonzero(kind == code).squeeze(1)
+        normal[:, some] = unit(NORMAL[SHAPES[code]](gather(local, some)))
+    return local, _turn_back(frame, normal)
+
+
+def _to_local(frame: Tensor, point: Tensor) -> Tensor:
+    return _turn(frame, point - frame[:3]) / frame[3]
+
+
+def _turn(frame: Tensor, vector: Tensor) -> Tensor:
+    cosine, sine = frame[4], frame[5]
+    x, y, z = vector
+    return torch.stack([cosine * x - sine * z, y, sine * x + cosine * z])
+
+
+def _turn_back(frame: Tensor, vector: Tensor) -> Tensor:
+    cosine, sine = frame[4], frame[5]
+    x, y, z = vector
+    return torch.stack([cosine * x + sine * z, y, cosine * z - sine * x])

@@ -1,7 +1,8 @@
 """The words of the scenes world and what each of them looks like.
 
-Colours are sRGB in 0..1. Sizes are world units (the radius scale of an object). A held-out combination is a pair of shape and
-colour that the `seen` combinations never contain, so that composition and binding can be tested on pairs a model was never shown.
+Colours are sRGB in 0..1. Sizes are world units (the radius scale of an object). A held-out combination is a pair of
+shape and colour that the `seen` combinations never contain, so that composition and binding can be tested on pairs a
+model was never shown.
 """
 
 from __future__ import annotations
