@@ -5,8 +5,14 @@ import string
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mezzotint.cli import main
@@ -20,8 +26,9 @@ def levels():
 
 
 def vae():
-    return AutoencoderKL(block_out_channels=(8, 16), norm_num_groups=4, latent_channels=4, sample_size=16,
-                         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)  # fmt: skip
+    return AutoencoderKL(block_out_channels=(8, 16), norm_num_groups=4, sample_size=16, latent_channels=4,
+                         down_block_types=("DownEncoderBlock2D",) * 2,
+                         up_block_types=("UpDecoderBlock2D",) * 2)  # fmt: skip
 
 
 def stable_diffusion():
@@ -49,7 +56,7 @@ def class_conditional():
     with torch.no_grad():  # a fresh DiT is the zero function
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    return DiTPipeline(network, vae(), levels(), id2label={0: "red cube, red box", 1: "blue sphere"})
+    return DiTPipeline(network, vae(), levels())
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +70,9 @@ def sd_folder(tmp_path_factory):
 def dit_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny-dit"
     class_conditional().save_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["id2label"] = {"0": "red cube, red box", "1": "blue sphere"}  # where published DiT checkpoints have it
+    (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ def prepare(request: Request) -> Any:
 
     torch.set_num_threads(request.threads)
     pipe = pipelines.load(request.model, device=request.device, dtype=request.dtype)
-    pipelines.set_solver(pipe, request.solver)
+    pipelines.set_solver(pipe, request.solver, custom=bool(request.timesteps), final=request.final)
     if request.timesteps:
         pipelines.set_timesteps(pipe, request.timesteps)
     return pipe
@@ -64,18 +63,6 @@ def _arguments(pipe: Any, request: Request) -> dict[str, Any]:
     return chosen | {name: value for name, value in optional.items() if value is not None}
 
 
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    import torch
-
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
 def draw(pipe: Any, batch: Request, advance: Advance) -> list[Any]:
     """Draw one batch.
 
@@ -90,17 +77,18 @@ def draw(pipe: Any, batch: Request, advance: Advance) -> list[Any]:
     import torch
 
     from mezzotint.diffusion.rng import stream
+    from mezzotint.runtime import strict
 
     extra: dict[str, Any] = {}
     if reports := pipelines.takes(pipe, "callback_on_step_end"):
 
-        def after_step(_pipe: Any, _step: int, _timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
+        def after_step(_pipe: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             advance()
             return tensors
 
         extra["callback_on_step_end"] = after_step
     generators = [stream(batch.seed, "sample", 0, index) for index in batch.indices]
-    with torch.inference_mode(), _deterministic() if batch.strict else nullcontext():
+    with torch.inference_mode(), strict(pipe) if batch.strict else nullcontext():
         images = pipe(**_arguments(pipe, batch), generator=generators, **extra).images
     if not reports:
         advance(batch.steps)
@@ -122,12 +110,13 @@ def contact_sheet(images: list[Any]) -> Any:
 
 
 def settings_of(
-    request: Request, *, model_hash: str, methods: list[str], size: tuple[int, int], index: int | None
+    request: Request, *, sampler: str, model_hash: str, methods: list[str], size: tuple[int, int], index: int | None
 ) -> dict[str, Any]:
     """Write down everything that made a picture.
 
     Args:
         request: what was computed at once (for a contact sheet: the whole run).
+        sampler: name of the pipeline's sampler.
         model_hash: of the model's content.
         methods: names of the methods that took part, in order.
         size: width and height in pixels.
@@ -146,7 +135,7 @@ def settings_of(
         "guidance": request.guidance,
         "seed": request.seed,
         "index": request.first if index is None else index,
-        "sampler": request.solver,
+        "sampler": sampler,
         "width": size[0],
         "height": size[1],
         "model": request.model,

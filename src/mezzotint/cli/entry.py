@@ -118,7 +118,7 @@ def _run_generated(verb: Verb, words: list[str]) -> int:
     described = form(verb.choices[name], generated=True)
     values = parse(described, rest, prog=f"mezzotint {verb.name}")
     if described.loads:
-        values["pipe"] = _load(values)
+        values["pipe"] = None if values["model"] is None else _load(values)
     result = call(described, values)
     return terminal.emit(_saved(result, values) if described.saves else result, as_json=values["json"])
 

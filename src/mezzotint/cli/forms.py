@@ -59,6 +59,7 @@ class Form:
         function: what it calls.
         options: its arguments, in the order of the signature.
         loads: the function takes a ``pipe``, which the command line loads.
+        needs_model: the ``pipe`` has no default, so there is always a model.
         saves: the function's result can be saved, so the command line offers ``--out``.
     """
 
@@ -66,6 +67,7 @@ class Form:
     options: tuple[Option, ...]
     loads: bool
     saves: bool
+    needs_model: bool = False
 
 
 def summary(function: Callable[..., Any]) -> str:
@@ -165,10 +167,18 @@ def form(function: Callable[..., Any], *, generated: bool) -> Form:
     own = (_option(function, item, texts) for name, item in parameters.items() if not (loads and name == "pipe"))
     options = tuple(option for option in own if option is not None)
     saves = generated and "out" not in parameters and _saves(function)
-    return Form(function, options, loads, saves)
+    needs_model = loads and parameters["pipe"].default is inspect.Parameter.empty
+    return Form(function, options, loads, saves, needs_model)
 
 
 _MODEL = Option("model", "model", str, "embedded pipeline, folder in diffusers layout, or hub id", "scenes")
+_MODEL_OR_NONE = Option(
+    "model",
+    "model",
+    str | None,
+    "embedded pipeline, folder or hub id whose levels and kind are used; none when not given",
+    None,
+)
 _DEVICE = Option("device", "device", str, "where to compute, such as cpu or cuda", "cpu")
 _DTYPE = Option("dtype", "dtype", Dtype, "arithmetic of the model", "float32")
 _OUT = Option("out", "out", Path | None, "where to save the result; without it, it is only printed", None)
@@ -178,7 +188,8 @@ _JSON = Option("json", "json", bool, "print JSON for programs", False)
 def _arguments(described: Form) -> list[Option]:
     """Put the function's own options first, then those that the command line adds."""
     taken = {option.name for option in described.options}
-    added = [*((_MODEL, _DEVICE, _DTYPE) if described.loads else ()), *((_OUT,) if described.saves else ()), _JSON]
+    model = _MODEL if described.needs_model else _MODEL_OR_NONE
+    added = [*((model, _DEVICE, _DTYPE) if described.loads else ()), *((_OUT,) if described.saves else ()), _JSON]
     return [*described.options, *(option for option in added if option.name not in taken)]
 
 
@@ -200,7 +211,7 @@ def _described(option: Option) -> Any:
     required = option.default is inspect.Parameter.empty and not option.positional
     return tyro.conf.arg(
         name=option.spelling,
-        help=option.help or None,
+        help=f"do not: {option.help}" if option.default is True else option.help or None,
         metavar=_metavar(option),
         help_behavior_hint="(required)" if required else hint,
     )
@@ -253,7 +264,7 @@ def _one_line(report: str) -> str:
     text = re.sub(r"\s+([.,;])", r"\1", " ".join(" ".join(message or [report]).split())).rstrip(".")
     for pattern, replacement in _REWORDED:
         text = re.sub(pattern, replacement, text)
-    return text[:1].lower() + text[1:]
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
 
 
 def parse(described: Form, argv: Sequence[str], *, prog: str) -> dict[str, Any]:
@@ -292,10 +303,18 @@ def parse(described: Form, argv: Sequence[str], *, prog: str) -> dict[str, Any]:
 
 
 def call(described: Form, values: dict[str, Any]) -> Any:
-    """Call the function with the values of its own options (and ``pipe``, where ``values`` holds one)."""
-    own = {option.name: values[option.name] for option in described.options}
-    several = [own.pop(option.name) for option in described.options if option.variadic]
-    first = [own.pop(option.name) for option in described.options if option.positional and not option.variadic]
-    if described.loads:
-        own["pipe"] = values["pipe"]
-    return described.function(*first, *(several[0] if several else ()), **own)
+    """Call the function with the values of its own parameters (and ``pipe``, where it takes one)."""
+    given = {option.name for option in described.options} | ({"pipe"} if described.loads else set())
+    parameters = inspect.signature(described.function).parameters
+    variadic = any(item.kind is inspect.Parameter.VAR_POSITIONAL for item in parameters.values())
+    first: list[Any] = []
+    named: dict[str, Any] = {}
+    for name, item in parameters.items():
+        value = values[name] if name in given else item.default
+        if item.kind is inspect.Parameter.VAR_POSITIONAL:
+            first += value
+        elif item.kind is inspect.Parameter.POSITIONAL_ONLY or (variadic and item.kind is item.POSITIONAL_OR_KEYWORD):
+            first.append(value)
+        elif name in given:
+            named[name] = value
+    return described.function(*first, **named)

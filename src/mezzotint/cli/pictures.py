@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -65,46 +66,57 @@ def sample(
     Raises:
         UsageError: the arguments contradict each other.
     """
-    if not prompts:
+    asked = dict(locals())
+    _refuse_contradictions(asked)
+    timesteps, final, methods = _read_schedule(schedule, steps)
+    asked["steps"] = len(timesteps) or steps
+    return _run(_request(asked, timesteps, final), asked, methods=methods)
+
+
+def _refuse_contradictions(asked: Mapping[str, Any]) -> None:
+    out, total = asked["out"], asked["count"] * len(asked["prompts"])
+    if not asked["prompts"]:
         raise UsageError('a prompt is needed, such as: mezzotint sample "a red cube and a blue sphere"')
-    if count < 1:
-        raise UsageError(f"count must be at least 1, got {count}")
+    if asked["count"] < 1:
+        raise UsageError(f"count must be at least 1, got {asked['count']}")
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out must end in .png, since only PNG keeps the settings, got {str(out)!r}")
-    if grid and count * len(prompts) > _MOST_IN_SHEET:
-        raise UsageError(f"a contact sheet holds at most {_MOST_IN_SHEET} pictures, got {count * len(prompts)}")
-    timesteps, methods = _read_schedule(schedule, steps)
-    asked = {"steps": len(timesteps) or steps, "guidance": guidance}
-    request = Request(
-        model=model,
-        prompts=tuple(prompt for prompt in prompts for _ in range(count)),
-        first=first,
-        seed=seed,
-        negative=negative,
-        timesteps=timesteps,
-        solver=solver,
-        batch_size=batch_size,
-        height=height,
-        width=width,
-        strict=strict,
-        device=device,
-        dtype=dtype,
-        threads=_threads(),
-        **{name: 1 if value is None else value for name, value in asked.items()},  # type: ignore[arg-type]
-    )
-    return _run(request, asked, methods, folder(out), grid)
+    if asked["grid"] and total > _MOST_IN_SHEET:
+        raise UsageError(f"a contact sheet holds at most {_MOST_IN_SHEET} pictures, got {total}")
 
 
-def _threads() -> int:
+def _request(asked: Mapping[str, Any], timesteps: tuple[int, ...], final: str) -> Request:
+    """Put the arguments together; what was not given gets a stand-in until the model's defaults are known."""
     import torch
 
-    return torch.get_num_threads()
+    names = (
+        "model",
+        "first",
+        "seed",
+        "negative",
+        "solver",
+        "batch_size",
+        "height",
+        "width",
+        "strict",
+        "device",
+        "dtype",
+    )
+    return Request(
+        prompts=tuple(prompt for prompt in asked["prompts"] for _ in range(asked["count"])),
+        timesteps=timesteps,
+        final=final,
+        steps=1 if asked["steps"] is None else asked["steps"],
+        guidance=1.0 if asked["guidance"] is None else asked["guidance"],
+        threads=torch.get_num_threads(),
+        **{name: asked[name] for name in names},
+    )
 
 
-def _read_schedule(path: Path | None, steps: int | None) -> tuple[tuple[int, ...], list[str]]:
-    """Read timesteps from a schedule file, and the name of the method that made them."""
+def _read_schedule(path: Path | None, steps: int | None) -> tuple[tuple[int, ...], str, list[str]]:
+    """Read timesteps from a schedule file, where they end, and the name of the grid or method they come from."""
     if path is None:
-        return (), []
+        return (), "zero", []
     from mezzotint.files import read_json
 
     data = read_json(path)
@@ -116,10 +128,11 @@ def _read_schedule(path: Path | None, steps: int | None) -> tuple[tuple[int, ...
     if steps not in (None, len(timesteps)):
         raise UsageError(f"{path} has {len(timesteps)} steps, but --steps {steps} was given: leave --steps away")
     name = data.get("method") or data.get("name")
-    return tuple(timesteps), [name if isinstance(name, str) else "schedule"]
+    final = "t_min" if data.get("final") == "t_min" else "zero"
+    return tuple(timesteps), final, [name if isinstance(name, str) else "schedule"]
 
 
-def _completed(request: Request, asked: dict[str, Any], pipe: Any) -> Request:
+def _completed(request: Request, asked: Mapping[str, Any], pipe: Any) -> Request:
     """Put in the model's own defaults where nothing was asked."""
     import dataclasses
 
@@ -132,14 +145,16 @@ def _completed(request: Request, asked: dict[str, Any], pipe: Any) -> Request:
     return dataclasses.replace(request, **chosen)
 
 
-def _run(request: Request, asked: dict[str, Any], methods: list[str], out: Path, grid: bool) -> Answer:
+def _run(request: Request, asked: Mapping[str, Any], *, methods: list[str]) -> Answer:
     from mezzotint.cli.drawing import contact_sheet, draw, numbered, prepare, settings_of
     from mezzotint.cli.pipelines import hash_of
     from mezzotint.files import write_image
 
+    out, grid = folder(asked["out"]), asked["grid"]
     pipe = prepare(request)
     request = _completed(request, asked, pipe)
-    told: dict[str, Any] = {"model_hash": hash_of(request.model), "methods": methods}
+    sampler = type(pipe.scheduler).__name__
+    told: dict[str, Any] = {"sampler": sampler, "model_hash": hash_of(request.model), "methods": methods}
     written: list[str] = []
     pictures: list[Any] = []
     with progress("sampling", request.steps * len(request.batches())) as advance:

@@ -94,19 +94,40 @@ def default(pipe: Any, parameter: str) -> Any:
     return None if found is None or found.default is inspect.Parameter.empty else found.default
 
 
-def set_solver(pipe: Any, solver: str) -> None:
+def _is_ddim(pipe: Any, solver: str) -> bool:
+    """Whether the steps are DDIM's, without any clipping of the predicted picture."""
+    config = pipe.scheduler.config
+    if config.get("clip_sample") or config.get("thresholding"):
+        return False
+    return solver == "ddim" or (solver == "model" and type(pipe.scheduler).__name__ == "DDIMScheduler")
+
+
+def set_solver(pipe: Any, solver: str, *, custom: bool = False, final: str = "zero") -> None:
     """Exchange the pipeline's sampler, keeping its noise levels and its kind of prediction.
+
+    DDIM is the first-order DPM-Solver++ (arXiv 2211.01095), and diffusers' class for the latter takes custom timesteps
+    where its DDIM class does not; so with custom timesteps DDIM runs in that form.
 
     Args:
         pipe: changed in place.
         solver: ``"model"`` keeps its own.
+        custom: custom timesteps will be set.
+        final: with custom timesteps, where the last step ends: ``"zero"`` noise, or ``"t_min"``, the lowest level.
     """
-    if solver == "model":
-        return
     import diffusers
 
-    name, settings = _SOLVERS[solver]
-    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **settings)
+    if custom and _is_ddim(pipe, solver):
+        name, settings = "DPMSolverMultistepScheduler", {"solver_order": 1, "algorithm_type": "dpmsolver++"}
+    elif solver == "model":
+        name, settings = type(pipe.scheduler).__name__, {}
+    else:
+        name, settings = _SOLVERS[solver]
+    ends = {"final_sigmas_type": "sigma_min" if final == "t_min" else "zero"} if custom else {}
+    kind = getattr(diffusers, name, type(pipe.scheduler))
+    known = inspect.signature(kind.__init__).parameters
+    wanted = settings | {key: value for key, value in ends.items() if key in known}
+    if solver != "model" or wanted:
+        pipe.scheduler = kind.from_config(pipe.scheduler.config, **wanted)
 
 
 def set_timesteps(pipe: Any, timesteps: tuple[int, ...]) -> None:

@@ -71,9 +71,10 @@ def rerun(image: Path, /, *, out: Path | None = None, model: str | None = None, 
     found = _verify_model(settings, model or request.model, given=model is not None, force=force)
     different = _different_versions(settings)
     placed = dataclasses.replace(request, model=model or request.model)
+    before = image.read_bytes()
     target = folder(out or image.with_name(f"{image.stem}.rerun.png"))
-    _make({"model_hash": found, "methods": methods}, request, placed, target, None if kind == "sheet" else index)
-    same = target.read_bytes() == image.read_bytes()
+    _make(request, placed, target, index=None if kind == "sheet" else index, model_hash=found, methods=methods)
+    same = target.read_bytes() == before
     data = {"out": str(target), "same_bytes": same, "model_hash": found, "different_versions": different}
     verdict = "same bytes" if same else "other bytes"
     return Answer(data, f"{target}: {verdict}", code=0 if same else 1)
@@ -120,16 +121,16 @@ def _different_versions(settings: dict[str, Any]) -> dict[str, list[str]]:
     return different
 
 
-def _make(told: dict[str, Any], request: Request, placed: Request, target: Path, index: int | None) -> None:
+def _make(request: Request, placed: Request, target: Path, *, index: int | None, **told: Any) -> None:
     """Draw again: the batch of one picture, or all of a contact sheet."""
     from mezzotint.cli.drawing import contact_sheet, draw, prepare, settings_of
     from mezzotint.files import write_image
 
     pipe = prepare(placed)
-    batches = placed.batches()
+    sampler, batches = type(pipe.scheduler).__name__, placed.batches()
     images: list[Any] = []
     with progress("drawing again", placed.steps * len(batches)) as advance:
         for batch in batches:
             images += draw(pipe, batch, advance)
     picture = contact_sheet(images) if index is None else images[index - request.first]
-    write_image(target, picture, settings_of(request, size=picture.size, index=index, **told))
+    write_image(target, picture, settings_of(request, sampler=sampler, size=picture.size, index=index, **told))

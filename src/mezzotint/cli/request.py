@@ -12,13 +12,15 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
+
+from mezzotint.cli.pipelines import Solver
 
 __all__ = ["Request"]
 
 _LIMITS = {"seed": (0, 2**63 - 1), "first": (0, 2**31), "steps": (1, 10_000), "batch_size": (1, 4096),
            "height": (8, 8192), "width": (8, 8192), "threads": (1, 1024)}  # fmt: skip
-_DTYPES = ("float32", "bfloat16", "float16")
+_WORDS = {"dtype": ("float32", "bfloat16", "float16"), "final": ("zero", "t_min"), "solver": get_args(Solver)}
 _MOST_PICTURES = 100_000
 
 
@@ -35,6 +37,7 @@ class Request:
         guidance: classifier-free guidance scale.
         negative: what the pictures should not show.
         timesteps: strictly decreasing training indices to run instead of the sampler's own; empty for its own.
+        final: with timesteps, where the last step ends: ``"zero"`` noise or ``"t_min"``, the model's lowest level.
         solver: name of the sampler, ``"model"`` for the pipeline's own.
         batch_size: pictures computed together.
         height: pixels; ``None`` for the model's own size.
@@ -53,6 +56,7 @@ class Request:
     first: int = 0
     negative: str = ""
     timesteps: tuple[int, ...] = ()
+    final: str = "zero"
     solver: str = "model"
     batch_size: int = 1
     height: int | None = None
@@ -74,8 +78,9 @@ class Request:
             raise ValueError(f"guidance must be a finite number up to 10000, got {self.guidance}")
         if any(later >= earlier for earlier, later in pairwise(self.timesteps)):
             raise ValueError(f"timesteps must be strictly decreasing, got {list(self.timesteps)}")
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
+        for name, allowed in _WORDS.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
     @property
     def indices(self) -> range:

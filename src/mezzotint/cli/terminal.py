@@ -6,13 +6,15 @@ import dataclasses
 import difflib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 __all__ = ["Advance", "Answer", "UsageError", "choose", "emit", "error", "folder", "note", "plain", "progress", "quiet"]
+
+_LONGEST = 400
 
 
 class UsageError(ValueError):
@@ -28,11 +30,8 @@ class Answer:
     code: int = 0
 
 
-class Advance(Protocol):
-    """Reports that ``steps`` more steps of a progress bar are done."""
-
-    def __call__(self, steps: int = 1) -> None:
-        """Advance the bar."""
+Advance = Callable[..., None]
+"""Reports that so many more steps (one, when nothing is said) of a progress bar are done."""
 
 
 def plain(value: Any) -> Any:
@@ -43,6 +42,9 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
+    if callable(described := getattr(value, "to_json", None)) and not isinstance(value, type):
+        document = described()
+        return json.loads(document) if isinstance(document, str) else plain(document)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return plain(value.tolist()) if hasattr(value, "tolist") else str(value)
@@ -51,7 +53,8 @@ def plain(value: Any) -> Any:
 def _lines(data: Any) -> Iterator[str]:
     if isinstance(data, dict):
         for key, item in data.items():
-            yield f"{key}: {item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)}"
+            text = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
+            yield f"{key}: {text if len(text) <= _LONGEST else f'{len(item)} entries, which --json prints'}"
     elif data is not None:
         yield data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
 
