@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mezzotint.worlds.scenes.geometry import Rays
 from mezzotint.worlds.scenes.scene import Camera, Scene
 
 
@@ -27,11 +28,11 @@ def intrinsics(scenes: list[Scene], size: int, device: str | torch.device = "cpu
 
 def pixel_rays(
     scenes: list[Scene], size: int, offsets: tuple[tuple[float, float], ...], device: str | torch.device
-) -> tuple[Float[Tensor, "3 batch 1 1"], Float[Tensor, "3 batch samples pixels"], Float[Tensor, "3 batch 1 1"]]:
-    """Camera centres, unit directions of the rays through every pixel at the given offsets, and the optical axes.
+) -> tuple[Rays, Float[Tensor, "3 batch 1 1"]]:
+    """Rays through every pixel at the given offsets `[batch, samples, pixels]`, and the optical axes.
 
-    The first axis is x, y, z; samples follow the offsets, pixels go row by row. Directions are computed in double
-    precision, so that the same ray has the same bits in every batch.
+    Samples follow the offsets, pixels go row by row. Directions are computed in double precision, so that the same ray
+    has the same bits in every batch.
     """
     pose = torch.stack([_world_to_camera(scene.camera) for scene in scenes])
     rotation = pose[:, :3, :3]
@@ -41,9 +42,9 @@ def pixel_rays(
     right, down, ahead = _pixel_directions(torch.tensor(shared, dtype=torch.float64), size, offsets)
     turns = rotation.permute(2, 1, 0)[..., None, None]
     world = torch.stack([(right * turn[0] + down * turn[1] + ahead * turn[2]).to(torch.float32) for turn in turns])
-    planes = (vectors.T[..., None, None].to(device, torch.float32) for vectors in (centre, rotation[:, 2]))
-    origin, forward = planes
-    return origin, world.to(device), forward
+    scene = torch.arange(len(scenes), device=device)[:, None, None]
+    origin, forward = (each.T[..., None, None].to(device, torch.float32) for each in (centre, rotation[:, 2]))
+    return Rays(scene, origin, world.to(device)), forward
 
 
 def _pixel_directions(

@@ -20,7 +20,6 @@ from mezzotint.worlds.scenes.captions import Caption, Span, Style, caption
 from mezzotint.worlds.scenes.gallery import to_bytes
 from mezzotint.worlds.scenes.render import SKY, Frame, render
 from mezzotint.worlds.scenes.sampling import Split, sample
-from mezzotint.worlds.scenes.scene import Scene
 
 DEPTH_SCALE = 1000
 SKY_MASK = 255

@@ -8,6 +8,8 @@ surface.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -27,6 +29,15 @@ CAPSULE_RADIUS = 0.55
 _NEAR = 1e-3
 _INF = float("inf")
 _TORUS_MARCH_STEPS = 28
+
+
+@dataclass(frozen=True)
+class Rays:
+    """Rays of a batch of scenes: whose scene, from where, where to (unit length); axes of size one stand for all."""
+
+    scene: Int[Tensor, "..."]
+    origin: Float[Tensor, "3 ..."]
+    direction: Float[Tensor, "3 ..."]
 
 
 def dot(a: Float[Tensor, "3 *one"], b: Float[Tensor, "3 *other"]) -> Tensor:

@@ -83,8 +83,8 @@ def picture(
 
 def _render_some(scenes: list[Scene], size: int, supersample: int, device: str | torch.device) -> Frame:
     packed = pack(scenes, device)
-    origin, direction, forward = pixel_rays(scenes, size, _CENTRE, device)
-    hits = trace(packed, origin, direction)
+    rays, forward = pixel_rays(scenes, size, _CENTRE, device)
+    direction, hits = rays.direction, trace(packed, rays)
     met = torch.isfinite(hits.distance)
     normal = torch.zeros_like(direction)
     normal[1] = met.to(normal.dtype)
@@ -106,9 +106,10 @@ def _render_some(scenes: list[Scene], size: int, supersample: int, device: str |
 def _colours(scenes: list[Scene], packed: Packed, size: int, supersample: int) -> Tensor:
     steps = [(k + 0.5) / supersample for k in range(supersample)]
     offsets = tuple((u, v) for v in steps for u in steps)
-    origin, direction, _ = pixel_rays(scenes, size, offsets, packed.frames.device)
-    hits = trace(packed, origin, direction)
-    colour = shading.shade(packed, hits, origin, direction, _light_directions(scenes, len(offsets), origin.device))
+    rays, _ = pixel_rays(scenes, size, offsets, packed.frames.device)
+    colour = shading.shade(
+        packed, trace(packed, rays), rays, _light_directions(scenes, len(offsets), rays.origin.device)
+    )
     total = colour[:, :, 0]
     for index in range(1, len(offsets)):
         total = total + colour[:, :, index]

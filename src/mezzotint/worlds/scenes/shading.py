@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mezzotint.worlds.scenes.geometry import dot, gather
+from mezzotint.worlds.scenes.geometry import Rays, dot, gather
 from mezzotint.worlds.scenes.packing import Packed, linear
 from mezzotint.worlds.scenes.trace import Hits, blocked
 from mezzotint.worlds.scenes.vocabulary import PATTERN_COLOUR, PATTERNS
@@ -39,21 +39,17 @@ class _Spots:
 
 
 def shade(
-    packed: Packed,
-    hits: Hits,
-    origin: Float[Tensor, "3 batch 1 1"],
-    direction: Float[Tensor, "3 batch samples pixels"],
-    to_light: Float[Tensor, "3 batch samples 1"],
+    packed: Packed, hits: Hits, rays: Rays, to_light: Float[Tensor, "3 batch samples 1"]
 ) -> Float[Tensor, "3 batch samples pixels"]:
     """Linear colour that each ray brings to the camera.
 
     Args:
         packed: the scenes.
         hits: what the rays meet.
-        origin: camera centres.
-        direction: unit directions of the rays.
+        rays: the camera's.
         to_light: unit directions to the light, for each subsample.
     """
+    origin, direction = rays.origin, rays.direction
     met = torch.isfinite(hits.distance)
     distance = torch.where(met, hits.distance, 0.0)
     colour = _floor(packed, met, origin + distance * direction, to_light)
@@ -97,14 +93,14 @@ def _objects(packed: Packed, spots: _Spots, local: Tensor, heading: Tensor) -> F
     colour *= light
     shiny = torch.nonzero(packed.shiny[item]).squeeze(1)
     if len(shiny):
-        colour[:, shiny] += _gloss(packed, spots, shiny, gather(heading, shiny), lit[shiny])
+        colour[:, shiny] += _gloss(packed, spots, gather(heading, shiny), some=shiny, lit=lit[shiny])
     return colour
 
 
 def _light(packed: Packed, spots: _Spots, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Light that arrives at each spot from sun and sky, and the share of it that comes straight from the sun."""
     facing = dot(spots.normal, spots.to_light).clamp_min(0)
-    dark = blocked(packed, spots.scene, spots.point, spots.to_light, wanted & (facing > 0))
+    dark = blocked(packed, Rays(spots.scene, spots.point, spots.to_light), wanted & (facing > 0))
     lit = facing * ~dark
     ambient = packed.ambient[spots.scene]
     sky_share = ambient * _openness(packed, spots) * (0.72 + 0.28 * spots.normal[1])
@@ -138,7 +134,7 @@ def _pattern(pattern: Int[Tensor, " points"], local: Float[Tensor, "3 points"]) 
     return chosen
 
 
-def _gloss(packed: Packed, spots: _Spots, some: Tensor, heading: Tensor, lit: Tensor) -> Float[Tensor, "3 some"]:
+def _gloss(packed: Packed, spots: _Spots, heading: Tensor, *, some: Tensor, lit: Tensor) -> Float[Tensor, "3 some"]:
     """Highlight of the sun and a reflection of the sky that grows towards the rim (Schlick), for some of the spots."""
     normal = gather(spots.normal, some)
     cosine = -dot(normal, heading)

@@ -1,8 +1,8 @@
 """Nearest hits of rays with the objects and the floor of a batch of scenes.
 
-Vectors are kept in planes: the first axis is x, y, z, the others say which ray. Axes of size one stand for all values,
-so the one camera centre of a scene is not copied for each of its rays. A ray is first tested against the bounding
-sphere of each object; the few pairs that pass are gathered, and exact intersections are computed for them alone.
+Vectors are kept in planes: the first axis is x, y, z, the others say which ray. A ray is first tested against the
+bounding sphere of each object; the few pairs that pass are gathered, and exact intersections are computed for them
+alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mezzotint.worlds.scenes.geometry import ENTRY, NORMAL, dot, gather, unit
+from mezzotint.worlds.scenes.geometry import ENTRY, NORMAL, Rays, dot, gather, unit
 from mezzotint.worlds.scenes.packing import Packed
 from mezzotint.worlds.scenes.vocabulary import SHAPES
 
@@ -38,62 +38,48 @@ class Hits:
     local: Float[Tensor, "3 hits"]
 
 
-def trace(
-    packed: Packed, origin: Float[Tensor, "3 batch 1 1"], direction: Float[Tensor, "3 batch samples pixels"]
-) -> Hits:
-    """Nearest hit of every ray with the objects or the floor.
+def trace(packed: Packed, rays: Rays) -> Hits:
+    """Nearest hit of every camera ray with the objects or the floor.
 
     Args:
         packed: the scenes.
-        origin: camera centres.
-        direction: unit directions.
+        rays: one origin a scene, directions `[3, batch, samples, pixels]`.
     """
-    scene = _scene_index(packed, 2)
-    nearest, instance = _nearest_object(packed, scene, origin, direction)
+    origin, direction = rays.origin, rays.direction
+    nearest, instance = _nearest_object(packed, rays)
     drop = direction[1].clamp_max(-1e-6)
     floor = torch.where(direction[1] < -1e-6, -origin[1] / drop, _INF)
     floor = torch.where(floor < _FARTHEST, floor, _INF)
     on_object = nearest < floor
     distance, instance = torch.where(on_object, nearest, floor), torch.where(on_object, instance, -1)
     ray = torch.nonzero(on_object.view(-1)).squeeze(1)
-    of_ray = scene.expand_as(distance).reshape(-1)[ray]
+    of_ray = rays.scene.expand_as(distance).reshape(-1)[ray]
     item = of_ray * packed.width + instance.view(-1)[ray]
     reached = distance.view(-1)[ray] * gather(direction, ray)
     local, normal = _surface(packed, item, gather(origin, of_ray) + reached)
     return Hits(distance, instance, ray, of_ray, normal, local)
 
 
-def blocked(
-    packed: Packed,
-    scene: Int[Tensor, "..."],
-    point: Float[Tensor, "3 *rays"],
-    direction: Float[Tensor, "3 ..."],
-    wanted: Bool[Tensor, "*rays"],
-) -> Bool[Tensor, "*rays"]:
-    """Whether any object stands on the way from each wanted point; false for the others.
+def blocked(packed: Packed, rays: Rays, wanted: Bool[Tensor, "*points"]) -> Bool[Tensor, "*points"]:
+    """Whether any object stands on the way of each wanted ray; false for the others.
 
     Args:
         packed: the scenes.
-        scene: whose objects; broadcasts against the points.
-        point: where the rays begin.
-        direction: where they go, unit length; broadcasts against the points.
+        rays: one origin a ray; scenes and directions broadcast.
         wanted: which rays matter.
     """
-    item, ray, _ = _candidates(packed, scene, point, direction, wanted)
-    start, heading = gather(point, ray), gather(direction.expand_as(point), ray)
+    item, ray, _ = _candidates(packed, rays, wanted)
+    start, heading = gather(rays.origin, ray), gather(rays.direction.expand_as(rays.origin), ray)
     met = torch.isfinite(_distances(packed, item, start, heading))
-    found = torch.zeros(wanted.numel(), dtype=torch.bool, device=point.device)
+    found = torch.zeros(wanted.numel(), dtype=torch.bool, device=wanted.device)
     found[ray[met]] = True
     return found.view(wanted.shape)
 
 
-def _scene_index(packed: Packed, axes: int) -> Int[Tensor, "batch ..."]:
-    return torch.arange(packed.batch, device=packed.frames.device).view(-1, *(1,) * axes)
-
-
-def _nearest_object(packed: Packed, scene: Tensor, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance to the nearest object (inf: none) and its row in the scene."""
-    item, ray, row = _candidates(packed, scene, origin, direction, None)
+def _nearest_object(packed: Packed, rays: Rays) -> tuple[Tensor, Tensor]:
+    """Distance to the nearest object (inf: none) and its place in the scene."""
+    origin, direction = rays.origin, rays.direction
+    item, ray, row = _candidates(packed, rays, None)
     start, heading = gather(origin, item // packed.width), gather(direction, ray)
     count = direction[0].numel()
     distances = torch.full((packed.width, *direction.shape[1:]), _INF, dtype=direction.dtype, device=direction.device)
@@ -105,26 +91,24 @@ def _nearest_object(packed: Packed, scene: Tensor, origin: Tensor, direction: Te
     return nearest, instance
 
 
-def _candidates(
-    packed: Packed, scene: Tensor, origin: Tensor, direction: Tensor, wanted: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _candidates(packed: Packed, rays: Rays, wanted: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Pairs of a ray and an object whose bounding sphere it passes: indices of object and ray, the object's place."""
     masks = []
     for k in range(packed.width):
-        passes = _passes_bound(packed, k, scene, origin, direction)
+        passes = _passes_bound(packed, k, rays)
         masks.append(passes if wanted is None else passes & wanted)
     row, ray = torch.nonzero(torch.stack(masks).flatten(1), as_tuple=True)
-    of_ray = scene.expand(masks[0].shape).reshape(-1)[ray]
+    of_ray = rays.scene.expand(masks[0].shape).reshape(-1)[ray]
     return of_ray * packed.width + row, ray, row
 
 
-def _passes_bound(packed: Packed, k: int, scene: Tensor, origin: Tensor, direction: Tensor) -> Tensor:
+def _passes_bound(packed: Packed, k: int, rays: Rays) -> Bool[Tensor, "..."]:
     """Whether each ray passes the bounding sphere of the k-th object of its scene, in front of its origin."""
-    away = packed.centre[:, k][:, scene] - origin
-    along, square = dot(away, direction), dot(away, away)
-    bound = packed.bound[k][scene]
+    away = packed.centre[:, k][:, rays.scene] - rays.origin
+    along, square = dot(away, rays.direction), dot(away, away)
+    bound = packed.bound[k][rays.scene]
     bound = bound * bound
-    return (square - along * along <= bound) & ((along > 0) | (square <= bound)) & packed.present[k][scene]
+    return (square - along * along <= bound) & ((along > 0) | (square <= bound)) & packed.present[k][rays.scene]
 
 
 def _distances(packed: Packed, item: Tensor, origin: Tensor, direction: Tensor) -> Float[Tensor, " pairs"]:
