@@ -186,6 +186,12 @@ def _head_sizes() -> dict[str, int]:
     return {**{name: len(words) for name, words in ATTRIBUTES.items()}, **pairs, "floor": len(FLOORS), "count": 3}
 
 
+def write_vocabulary(tokenizer: Any, folder: Path) -> None:
+    """Write `vocab.json` and `merges.txt`, the older form of a CLIP tokenizer."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    _write_vocabulary(model, [], folder)
+
+
 def _write_vocabulary(model: dict[str, Any], alphabet: list[str], folder: Path) -> None:
     words: dict[str, int] = model["vocab"]
     for letter in alphabet:

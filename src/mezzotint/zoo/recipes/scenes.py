@@ -99,6 +99,8 @@ def save(pipe: Any, out: Path) -> None:
     """Write a pipeline in float16 safetensors, atomically."""
     with atomic_folder(out, replace=True) as folder:
         pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+        # transformers before version 5 reads a CLIP tokenizer from these two files.
+        _words.write_vocabulary(pipe.tokenizer, folder / "tokenizer")
 
 
 def _train_denoiser(
