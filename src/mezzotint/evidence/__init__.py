@@ -1,7 +1,7 @@
 """Evidence: claims are measured, verdicts are computed, and everything is written down.
 
-`Experiment` collects arms, measurements, pictures and claims and gives `Evidence`; `write_report` makes the page of many methods,
-`write_results` the table for the documentation.
+`Experiment` collects arms, measurements, pictures and claims and gives `Evidence`; `write_report` makes the page of
+many methods, `write_results` the table for the documentation.
 """
 
 from __future__ import annotations
@@ -15,6 +15,20 @@ from mezzotint.evidence.records import Arm, Claim, Facts, Row, Sample
 from mezzotint.evidence.verdict import Comparison, Verdict, judge
 
 __all__ = [
-    "Arm", "Budget", "Claim", "Comparison", "Evidence", "Experiment", "Facts", "Figure", "Row", "Sample", "Series", "Verdict", "judge",
-    "to_markdown", "write_report", "write_results",
-]  # fmt: skip
+    "Arm",
+    "Budget",
+    "Claim",
+    "Comparison",
+    "Evidence",
+    "Experiment",
+    "Facts",
+    "Figure",
+    "Row",
+    "Sample",
+    "Series",
+    "Verdict",
+    "judge",
+    "to_markdown",
+    "write_report",
+    "write_results",
+]

@@ -1,8 +1,8 @@
 """Plots of rows and figures: one small SVG a panel, drawn by matplotlib, coloured by the page.
 
-Every colour is drawn as a placeholder and replaced by a CSS variable with a fallback, so that a panel inlined in a page follows its light or
-dark theme, and the same panel as a file of its own still has colours. Text stays text. One panel is as wide as a telephone: a page
-puts panels side by side where there is room.
+Every colour is drawn as a placeholder and replaced by a CSS variable with a fallback, so that a panel inlined in a
+page follows its light or dark theme, and the same panel as a file of its own still has colours. Text stays text. One
+panel is as wide as a telephone: a page puts panels side by side where there is room.
 """
 
 from __future__ import annotations
@@ -24,15 +24,19 @@ from mezzotint.evidence.figures import Figure, Series
 from mezzotint.evidence.records import Row
 from mezzotint.evidence.verdict import arm_interval
 
-__all__ = ["COLOURS", "Panel", "figure_panel", "row_panels", "slots"]
+__all__ = ["COLOURS", "Panel", "colour", "figure_panel", "row_panels", "slots"]
 
-# The method first (burnished copper), then baselines and ablations; the last is for oracles. Light-theme values; style.css has the dark ones.
+# The method first (burnished copper), then baselines and ablations; the last is for oracles. Light-theme values;
+# style.css has the dark ones.
 COLOURS = ("#b4481e", "#2f6690", "#5b8c5a", "#8a5a9e", "#b08a1e", "#3a8f8f", "#a34a6b", "#6b705c", "#7d7468")
-_ROLES = {"#010101": ("ink", "#2b2622"), "#010102": ("muted", "#6f665c"), "#010103": ("grid", "#ddd5c8")}
-_INK, _MUTED, _GRID = _ROLES
+_ROLES = {"#010101": ("ink", "#2b2622"), "#010102": ("muted", "#6f665c"), "#010103": ("grid", "#ddd5c8"),
+          "#010104": ("panel", "#fffdf9")}  # fmt: skip
+_INK, _MUTED, _GRID, _PAPER = _ROLES
+_ORACLE = len(COLOURS) - 1
 _MARKERS = "osD^vPXp*"
-_SIZE = (3.5, 2.45)
-_RC = {"svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8.5}
+_SMALL, _WIDE, _LARGE = (2.85, 2.1), 3.3, (4.9, 3.0)
+_RC = {"svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8.5,
+       "axes.labelsize": 8.5, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "axes.labelcolor": _MUTED}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,11 @@ class Panel:
     svg: str
     names: tuple[str, ...]
 
+    @property
+    def file(self) -> str:
+        """The plot as a file of its own, on paper: a page that shows a file cannot colour what is in it."""
+        return self.svg.replace("<svg ", '<svg style="background: #fffdf9" ', 1)
+
 
 def slots(evidence: Evidence) -> dict[str, int]:
     """Give every arm, and every other label that a figure uses, its colour: the same on the whole page.
@@ -56,23 +65,40 @@ def slots(evidence: Evidence) -> dict[str, int]:
     Args:
         evidence: of one method.
     """
-    oracle = len(COLOURS) - 1
-    found = {arm.name: oracle for arm in evidence.arms if arm.kind == "oracle"}
+    found = {arm.name: _ORACLE for arm in evidence.arms if arm.kind == "oracle"}
     ranked = sorted(evidence.arms, key=lambda arm: ("method", "baseline", "ablation", "oracle").index(arm.kind))
     labels = [arm.name for arm in ranked if arm.kind != "oracle"]
     labels += [series.name for figure in evidence.figures for series in figure.series]
-    for label in dict.fromkeys(labels):
-        found.setdefault(label, sum(slot != oracle for slot in found.values()) % oracle)
+    fresh = [label for label in dict.fromkeys(labels) if label not in found]
+    for place, label in enumerate(fresh):
+        found[label] = place if place < _ORACLE else _ORACLE + 1 + (place - _ORACLE) % (_ORACLE - 1)
     return found
 
 
+def colour(slot: int) -> int:
+    """Number of the colour of a slot: the slots after the oracle's use the baselines' colours again, hollow and dashed.
+
+    Args:
+        slot: of `slots`.
+    """
+    return slot if slot <= _ORACLE else slot - _ORACLE
+
+
 def _placeholder(slot: int) -> str:
-    return f"#0102{slot:02x}"
+    return f"#0102{colour(slot):02x}"
 
 
-def _axes() -> tuple[Canvas, Any]:
-    canvas = Canvas(figsize=_SIZE, layout="constrained")
-    axes = canvas.add_subplot()
+def _look(slot: int) -> dict[str, Any]:
+    """Marker of a slot; hollow ones repeat a colour."""
+    paint = _placeholder(slot)
+    face = paint if slot <= _ORACLE else _PAPER
+    return {"marker": _MARKERS[colour(slot)], "color": paint, "markerfacecolor": face, "markeredgecolor": paint}
+
+
+def _axes(size: tuple[float, float]) -> tuple[Canvas, Any]:
+    with rc_context(_RC):
+        canvas = Canvas(figsize=size, layout="constrained", facecolor="none")
+        axes = canvas.add_subplot(facecolor="none")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -87,7 +113,9 @@ def _svg(canvas: Canvas, salt: str) -> str:
     """Render; ids are salted by the title, because several panels share one page."""
     buffer = StringIO()
     with rc_context({**_RC, "svg.hashsalt": salt}):
-        FigureCanvasSVG(canvas).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        FigureCanvasSVG(canvas).print_svg(
+            buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     text = buffer.getvalue()[buffer.getvalue().index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     prefix = re.sub(r"\W+", "-", salt).strip("-").lower() or "panel"
@@ -108,7 +136,7 @@ def _coloured(svg: str) -> str:
 
 def _scale(axis: Any, *, log: bool, rate: bool = False) -> None:
     if log:
-        axis._set_axes_scale("log")  # noqa: SLF001  (the one spelling for x and y)
+        axis._set_axes_scale("log")
         axis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=8))
         axis.set_minor_locator(NullLocator())
         axis.set_minor_formatter(NullFormatter())
@@ -122,22 +150,34 @@ def _tick(value: float, _: object = None, *, rate: bool = False) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def _draw_series(axes: Any, series: Series, *, slot: int, kind: str, offset: float = 0.0, width: float = 0.8) -> None:
-    colour, first = _placeholder(slot), slot == 0
+def _draw_series(axes: Any, series: Series, *, slot: int) -> None:
+    """A line with its band; the method's own lies on top, thicker."""
+    look, first = _look(slot), slot == 0
     order = 5 if first else 3
-    if kind == "points":
-        axes.scatter(series.x, series.y, s=7, color=colour, alpha=0.6, linewidths=0, zorder=order)
-    elif kind == "bars":
-        axes.bar([x + offset for x in series.x], series.y, width=width, color=colour, alpha=0.9, zorder=order)
+    if len(series.x) > 24:
+        look["marker"] = None
+    style = "-" if slot < _ORACLE else ":" if slot == _ORACLE else "--"
+    axes.plot(series.x, series.y, style, **look, ms=4.2 if first else 3.4, lw=2.0 if first else 1.2, zorder=order)
+    if series.low:
+        axes.fill_between(
+            series.x, series.low, series.high, color=look["color"], alpha=0.16, linewidth=0, zorder=order - 1
+        )
+
+
+def _draw_points(axes: Any, series: Series, *, slot: int) -> None:
+    axes.scatter(
+        series.x, series.y, s=7, color=_placeholder(slot), alpha=0.6, linewidths=0, zorder=5 if slot == 0 else 3
+    )
+
+
+def _draw_bars(axes: Any, figure: Figure, colours: Mapping[str, int]) -> None:
+    axes.grid(visible=False, axis="x")
+    width = 0.8 / len(figure.series)
+    for index, series in enumerate(figure.series):
+        places = [x + (index - (len(figure.series) - 1) / 2) * width for x in series.x]
+        axes.bar(places, series.y, width=width * 0.92, color=_placeholder(colours[series.name]), zorder=3)
         if series.low:
-            axes.vlines([x + offset for x in series.x], series.low, series.high, color=_INK, linewidth=1, zorder=6)
-    else:
-        marker = _MARKERS[slot] if len(series.x) <= 24 else None
-        style = ":" if slot == len(COLOURS) - 1 else "-"
-        axes.plot(series.x, series.y, style, color=colour, marker=marker, ms=4.2 if first else 3.4,
-                  lw=2.0 if first else 1.2, zorder=order)  # fmt: skip
-        if series.low:
-            axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.16, linewidth=0, zorder=order - 1)
+            axes.vlines(places, series.low, series.high, color=_INK, linewidth=1, zorder=6)
 
 
 def figure_panel(figure: Figure, colours: Mapping[str, int], *, salt: str = "", rate: bool = False) -> Panel:
@@ -149,18 +189,17 @@ def figure_panel(figure: Figure, colours: Mapping[str, int], *, salt: str = "", 
         salt: makes ids unique on a page; the figure's title is added.
         rate: print the vertical axis in per cent.
     """
-    canvas, axes = _axes()
+    canvas, axes = _axes(_LARGE)
     _scale(axes.xaxis, log=figure.x_log)
     _scale(axes.yaxis, log=figure.y_log, rate=rate)
-    count = len(figure.series)
-    for index, series in enumerate(figure.series):
-        width = 0.8 / count
-        _draw_series(axes, series, slot=colours[series.name], kind=figure.kind, width=width * 0.92,
-                     offset=(index - (count - 1) / 2) * width)  # fmt: skip
+    if figure.kind == "bars":
+        _draw_bars(axes, figure, colours)
+    for series in figure.series if figure.kind != "bars" else ():
+        (_draw_points if figure.kind == "points" else _draw_series)(axes, series, slot=colours[series.name])
     if figure.ticks:
         axes.set_xticks(range(len(figure.ticks)), figure.ticks)
-    axes.set_xlabel(figure.x_label, color=_MUTED)
-    axes.set_ylabel(figure.y_label, color=_MUTED)
+    axes.set_xlabel(figure.x_label)
+    axes.set_ylabel(figure.y_label)
     return Panel(figure.title, _svg(canvas, f"{salt}-{figure.title}"), tuple(series.name for series in figure.series))
 
 
@@ -186,16 +225,18 @@ def _line_panel(
     for arm in dict.fromkeys(arm for row in ordered for arm in row.values):
         points = [(row.at, arm_interval(row, arm)) for row in ordered if arm in row.values]
         x, found = zip(*points, strict=True)
-        series.append(Series.of(arm, x, [i.estimate for i in found], low=[i.low for i in found], high=[i.high for i in found]))
-    canvas, axes = _axes()
+        series.append(
+            Series.of(arm, x, [i.estimate for i in found], low=[i.low for i in found], high=[i.high for i in found])
+        )
+    canvas, axes = _axes(_SMALL)
     places = [row.at for row in ordered]
     _scale(axes.xaxis, log=(places[-1] or 0) > 3 * (places[0] or 1) > 0)
     _scale(axes.yaxis, log=log, rate=rows[0].unit == "rate")
     axes.xaxis.set_major_locator(MaxNLocator(5) if len(places) > 7 else _fixed(places))
     for item in series:
-        _draw_series(axes, item, slot=colours[item.name], kind="lines")
+        _draw_series(axes, item, slot=colours[item.name])
     axes.set_ylim(*_padded(limits, log=log))
-    axes.set_xlabel(ordered[0].axis, color=_MUTED)
+    axes.set_xlabel(ordered[0].axis)
     title = rows[0].group
     return Panel(title, _svg(canvas, f"{salt}-{rows[0].metric}-{title}"), tuple(item.name for item in series))
 
@@ -215,13 +256,14 @@ def _fixed(places: Sequence[float | None]) -> Any:
 
 
 def _dot_panel(row: Row, colours: Mapping[str, int], *, salt: str, log: bool, limits: tuple[float, float]) -> Panel:
-    canvas, axes = _axes()
     names = list(row.values)
-    canvas.set_size_inches(_SIZE[0], 0.75 + 0.25 * len(names))
+    canvas, axes = _axes((_WIDE, 0.7 + 0.22 * len(names)))
     for place, arm in enumerate(names):
-        found, colour = arm_interval(row, arm), _placeholder(colours[arm])
-        axes.plot([found.low, found.high], [place, place], color=colour, lw=2.2, solid_capstyle="round", alpha=0.55)
-        axes.plot([found.estimate], [place], _MARKERS[colours[arm]], color=colour, ms=5.5)
+        found, look = arm_interval(row, arm), _look(colours[arm])
+        axes.plot(
+            [found.low, found.high], [place, place], color=look["color"], lw=2.2, solid_capstyle="round", alpha=0.55
+        )
+        axes.plot([found.estimate], [place], **look, ms=5.5)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
@@ -229,7 +271,7 @@ def _dot_panel(row: Row, colours: Mapping[str, int], *, salt: str, log: bool, li
     _scale(axes.xaxis, log=log, rate=row.unit == "rate")
     axes.tick_params(axis="y", length=0, colors=_INK)
     axes.set_xlim(*_padded(limits, log=log))
-    axes.set_xlabel(row.unit if row.unit != "rate" else "", color=_MUTED)
+    axes.set_xlabel(row.unit if row.unit != "rate" else "")
     return Panel(row.condition, _svg(canvas, f"{salt}-{row.metric}-{row.condition}"), tuple(names))
 
 

@@ -57,10 +57,10 @@ class Evidence:
     def __post_init__(self) -> None:
         """Refuse evidence that contradicts itself: unknown arms, double names, claims without numbers."""
         names = [arm.name for arm in self.arms]
-        keys = [(row.metric, row.condition) for row in self.rows]
+        rows = [f"{row.metric} [{row.condition}]" for row in self.rows]
         titles = [figure.title for figure in self.figures]
-        for kind, items in (("arms", names), ("rows", keys), ("figures", titles)):
-            if double := sorted({str(item) for item in items if items.count(item) > 1}):
+        for kind, items in (("arms", names), ("rows", rows), ("figures", titles)):
+            if double := sorted({item for item in items if items.count(item) > 1}):
                 raise ValueError(f"{kind} must be unique, got twice: {', '.join(double)}")
         measured = {name for row in self.rows for name in row.values}
         if unknown := sorted(measured - set(names)):

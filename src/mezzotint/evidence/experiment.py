@@ -1,16 +1,16 @@
 """The builder of evidence: an experiment adds arms, measurements, pictures and claims, then finishes.
 
-    trial = Experiment(CARD, seeds=seeds, budget=budget, settings={"steps": 10})
-    trial.arm("AYS", "method", "optimised on 512 latents")
-    trial.arm("EDM", "baseline", "rho = 7")
-    trial.measure("RMSE to 500 steps", {"AYS": ours, "EDM": edm}, direction="lower", group="DDIM", at=10, axis="steps")
-    trial.claim("closer to the reference than EDM", "RMSE to 500 steps", "AYS", over=("EDM",), condition="DDIM, 10 steps")
-    return trial.finish()
+trial = Experiment(CARD, seeds=seeds, budget=budget, settings={"steps": 10})
+trial.arm("AYS", "method", "optimised on 512 latents")
+trial.arm("EDM", "baseline", "rho = 7")
+trial.measure("RMSE to 500 steps", {"AYS": ours, "EDM": edm}, direction="lower", group="DDIM", at=10, axis="steps")
+trial.claim("closer to the reference than EDM", "RMSE to 500 steps", "AYS", over=("EDM",), condition="DDIM, 10 steps")
+return trial.finish()
 """
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -95,6 +95,7 @@ class Experiment:
         axis: str = "",
         note: str = "",
         draws: Mapping[str, Any] | None = None,
+        counted: str = "prompts",
     ) -> Row:
         """Add measurements; a second call for the same metric and condition adds its arms to the row.
 
@@ -108,15 +109,18 @@ class Experiment:
             axis: name of that number.
             note: how it is measured.
             draws: arm -> resampled statistics of a set-level metric.
+            counted: what a unit is, in the plural.
 
         Raises:
             ValueError: an arm is unknown, or its table has another shape than the row's.
         """
         if unknown := sorted(values.keys() - self._arms.keys()):
-            raise ValueError(f"unknown arms {', '.join(unknown)}; add them first: {', '.join(self._arms) or 'none yet'}")
+            raise ValueError(
+                f"unknown arms {', '.join(unknown)}; add them first: {', '.join(self._arms) or 'none yet'}"
+            )
         tables = {arm: as_values(numbers) for arm, numbers in values.items()}
         resampled = {arm: tuple(map(float, numbers)) for arm, numbers in (draws or {}).items()}
-        row = Row(metric, tables, unit, direction, group, at, axis, note, resampled)
+        row = Row(metric, tables, unit, direction, group, at, axis, note, resampled, counted)
         key = (metric, row.condition)
         if (known := self._rows.get(key)) is not None:
             row = replace(known, values={**known.values, **tables}, draws={**known.draws, **resampled})
@@ -200,5 +204,5 @@ class Experiment:
             notes=tuple(self._notes),
             seconds=time.perf_counter() - self._started,
             versions=versions(),
-            made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            made=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         )

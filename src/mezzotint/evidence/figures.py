@@ -1,6 +1,7 @@
 """Figures as data: the numbers are kept, the drawing is made when a page is written.
 
-A figure of numbers follows the page into its dark mode and can be drawn again years later. Whatever cannot be said with series is a picture.
+A figure of numbers follows the page into its dark mode and can be drawn again years later. Whatever cannot be said
+with series is a picture.
 """
 
 from __future__ import annotations

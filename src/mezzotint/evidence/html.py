@@ -1,7 +1,8 @@
 """The page: self-contained HTML with pictures first, then verdicts, then numbers.
 
-Everything is inside the one file (styles, plots, pictures as data URIs); it opens without network, follows the reader's light or dark
-setting, and reads on a telephone. What comes from evidence is escaped: a page of foreign evidence runs none of its text.
+Everything is inside the one file (styles, plots, pictures as data URIs); it opens without network, follows the
+reader's light or dark setting, and reads on a telephone. What comes from evidence is escaped: a page of foreign
+evidence runs none of its text.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from mezzotint import files
-from mezzotint.evidence.charts import COLOURS, Panel, figure_panel, row_panels, slots
+from mezzotint.evidence.charts import Panel, colour, figure_panel, row_panels, slots
 from mezzotint.evidence.evidence import Evidence
 from mezzotint.evidence.figures import Figure
-from mezzotint.evidence.numbers import Printed, print_duration, print_effect, print_interval
+from mezzotint.evidence.numbers import Printed, common_decimals, print_duration, print_effect, print_interval
 from mezzotint.evidence.records import Claim, Row, Sample
 from mezzotint.evidence.verdict import Comparison, Verdict, arm_interval
 
@@ -118,8 +119,10 @@ def table(rows: Sequence[Row], evidence: Evidence) -> list[tuple[str, list[Cell 
     lines = []
     for row in rows:
         best = best_arms(row, evidence)
+        intervals = {arm: arm_interval(row, arm) for arm in row.values}
+        decimals = common_decimals(list(intervals.values()))
         cells = [
-            Cell(print_interval(arm_interval(row, arm), row.unit), arm in best) if arm in row.values else None
+            Cell(print_interval(intervals[arm], row.unit, decimals=decimals), arm in best) if arm in intervals else None
             for arm in columns(rows, evidence)
         ]
         lines.append((row.condition, cells))
@@ -173,13 +176,13 @@ def _section(evidence: Evidence) -> dict[str, Any]:
             "panels": row_panels(rows, colours, salt=evidence.facts.slug),
             "columns": columns(rows, evidence),
             "table": table(rows, evidence),
-            "shape": rows[0].shape,
+            "size": rows[0].size,
         })  # fmt: skip
     arms, lines = gallery(evidence.samples)
     return {
-        "evidence": evidence, "facts": evidence.facts, "slots": colours, "metrics": metrics, "arms": arms, "lines": lines,
-        "verdicts": evidence.verdicts, "figures": _figures(evidence, colours), "cover": _cover(evidence),
-        "kinds": {arm.name: arm.kind for arm in evidence.arms},
+        "evidence": evidence, "facts": evidence.facts, "slots": colours, "metrics": metrics, "arms": arms,
+        "lines": lines, "verdicts": evidence.verdicts, "figures": _figures(evidence, colours),
+        "cover": _cover(evidence), "kinds": {arm.name: arm.kind for arm in evidence.arms},
     }  # fmt: skip
 
 
@@ -190,14 +193,12 @@ def _cover(evidence: Evidence) -> list[Sample]:
     return sorted(mine, key=lambda sample: sample.right is False)[:4]
 
 
-def _effect(verdict: Verdict, comparison: Comparison, evidence: Evidence) -> Printed:
-    unit = evidence.row(verdict.claim.metric, verdict.claim.condition).unit
-    return print_effect(comparison.effect, unit, relative=verdict.claim.relative)
+def _effect(verdict: Verdict, comparison: Comparison) -> Printed:
+    return print_effect(comparison.effect, verdict.row.unit, relative=verdict.claim.relative)
 
 
-def _strip(verdict: Verdict, comparison: Comparison, evidence: Evidence) -> Strip:
-    row = evidence.row(verdict.claim.metric, verdict.claim.condition)
-    return strip(verdict.claim, comparison, direction=row.direction)
+def _strip(verdict: Verdict, comparison: Comparison) -> Strip:
+    return strip(verdict.claim, comparison, direction=verdict.row.direction)
 
 
 def _resource(name: str) -> str:
@@ -236,7 +237,7 @@ def render(evidences: Sequence[Evidence], *, title: str = "mezzotint") -> str:
     page: str = _template().render(
         title=title, sections=[_section(evidence) for evidence in evidences], counts=counts,
         seconds=sum(evidence.seconds for evidence in evidences), style=Markup(_resource("style.css")),  # noqa: S704
-        script=Markup(_resource("page.js.html")), effect=_effect, strip=_strip, palette=COLOURS,  # noqa: S704
+        script=Markup(_resource("page.js.html")), effect=_effect, strip=_strip, colour=colour,  # noqa: S704
     )  # fmt: skip
     return page
 

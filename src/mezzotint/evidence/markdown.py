@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,14 +24,18 @@ def _escape(text: str) -> str:
     return re.sub(r"([\\|*_<>`\[\]])", r"\\\1", text).replace("\n", " ")
 
 
+def _prose(text: str) -> str:
+    return html.escape(text, quote=False)
+
+
 def _grid(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     marks = ["---"] + ["---:"] * (len(header) - 1)
     return ["| " + " | ".join(line) + " |" for line in (header, marks, *lines)]
 
 
-def _verdict_lines(verdict: Verdict, evidence: Evidence) -> list[list[str]]:
+def _verdict_lines(verdict: Verdict) -> list[list[str]]:
     claim = verdict.claim
-    unit = evidence.row(claim.metric, claim.condition).unit
+    unit = verdict.row.unit
     where = ", ".join(part for part in (claim.metric, claim.condition) if part)
     return [
         [
@@ -46,15 +51,22 @@ def _verdict_lines(verdict: Verdict, evidence: Evidence) -> list[list[str]]:
 
 def _metric(rows: Sequence[Row], evidence: Evidence) -> list[str]:
     better = {"higher": ", higher is better", "lower": ", lower is better", "neither": ""}[rows[0].direction]
-    seeds, units = rows[0].shape
-    count = f"{seeds} seed{'s' * (seeds != 1)}" + (f" x {units} prompts" if units > 1 else "")
     lines = []
     for condition, cells in table(rows, evidence):
-        shown = ["" if c is None else f"**{c.printed.value}** [{c.printed.span}]" if c.best else str(c.printed) for c in cells]
+        shown = [
+            "" if c is None else f"**{c.printed.value}** [{c.printed.span}]" if c.best else str(c.printed)
+            for c in cells
+        ]
         lines.append([_escape(condition or rows[0].metric), *shown])
     head = ["", *(_escape(name) for name in columns(rows, evidence))]
     notes = dict.fromkeys(row.note for row in rows if row.note)
-    return [f"**{_escape(rows[0].metric)}**{better} ({count})", "", *_grid(head, lines), "", *(f"{_escape(n)}\n" for n in notes)]
+    return [
+        f"**{_escape(rows[0].metric)}**{better} ({rows[0].size})",
+        "",
+        *_grid(head, lines),
+        "",
+        *(f"{_prose(note)}\n" for note in notes),
+    ]
 
 
 def to_markdown(evidence: Evidence, *, level: int = 2) -> str:
@@ -65,21 +77,27 @@ def to_markdown(evidence: Evidence, *, level: int = 2) -> str:
         level: of its heading, 1 or more.
     """
     facts, hashes = evidence.facts, "#" * level
-    lines = [f"{hashes} {facts.title}: {evidence.outcome}", "", facts.claim, ""]
+    lines = [f"{hashes} {_prose(facts.title)}: {evidence.outcome}", "", _prose(facts.claim), ""]
     if evidence.verdicts:
-        body = [line for verdict in evidence.verdicts for line in _verdict_lines(verdict, evidence)]
+        body = [line for verdict in evidence.verdicts for line in _verdict_lines(verdict)]
         lines += [*_grid(["claim", "method", "baseline", "difference", "verdict"], body), ""]
     for metric in evidence.metrics:
         lines += _metric(evidence.rows_of(metric), evidence)
-    lines += [f"- **{_escape(arm.name)}** ({arm.kind}){': ' + arm.note if arm.note else ''}" for arm in evidence.arms]
+    lines += [
+        f"- **{_escape(arm.name)}** ({arm.kind}){': ' + _prose(arm.note) if arm.note else ''}" for arm in evidence.arms
+    ]
     if facts.departures:
-        lines += ["", "Differences from the paper:", "", *(f"- {line}" for line in facts.departures)]
-    lines += ["", *evidence.notes, "", _provenance(evidence), ""]
+        lines += ["", "Differences from the paper:", "", *(f"- {_prose(line)}" for line in facts.departures)]
+    lines += ["", *(f"{_prose(note)}\n" for note in evidence.notes), "", _provenance(evidence), ""]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 
 
 def _provenance(evidence: Evidence) -> str:
-    parts = [f"{evidence.budget} budget", f"seeds {', '.join(map(str, evidence.seeds)) or 'none'}", print_duration(evidence.seconds)]
+    parts = [
+        f"{evidence.budget} budget",
+        f"seeds {', '.join(map(str, evidence.seeds)) or 'none'}",
+        print_duration(evidence.seconds),
+    ]
     parts += [f"{name} {version}" for name, version in evidence.versions.items()]
     return f"<small>{', '.join(parts)}</small>"
 
@@ -90,12 +108,19 @@ def _summary(evidences: Sequence[Evidence]) -> list[str]:
         found = "no claim"
         if evidence.verdicts:
             verdict = evidence.verdicts[0]
-            unit = evidence.row(verdict.claim.metric, verdict.claim.condition).unit
-            effects = (print_effect(c.effect, unit, relative=verdict.claim.relative) for c in verdict.comparisons)
-            found = "; ".join(f"{effect} over {_escape(c.baseline)}" for effect, c in zip(effects, verdict.comparisons, strict=True))
+            effects = (
+                print_effect(c.effect, verdict.row.unit, relative=verdict.claim.relative) for c in verdict.comparisons
+            )
+            found = "; ".join(
+                f"{effect} over {_escape(c.baseline)}" for effect, c in zip(effects, verdict.comparisons, strict=True)
+            )
         title = f"[{_escape(evidence.facts.title)}](#{evidence.facts.slug})"
         lines.append([title, _escape(evidence.facts.claim), f"**{evidence.outcome}**", found])
-    return ["| method | claim | verdict | found |", "| --- | --- | --- | --- |", *("| " + " | ".join(line) + " |" for line in lines)]
+    return [
+        "| method | claim | verdict | found |",
+        "| --- | --- | --- | --- |",
+        *("| " + " | ".join(line) + " |" for line in lines),
+    ]
 
 
 def _pictures(evidence: Evidence, folder: Path) -> list[str]:
@@ -119,8 +144,8 @@ def _pictures(evidence: Evidence, folder: Path) -> list[str]:
     for m, metric in enumerate(evidence.metrics):
         for p, panel in enumerate(row_panels(evidence.rows_of(metric), colours, salt=slug)):
             name = f"metric-{m}-{p}.svg"
-            files.write_text(target / name, panel.svg)
-            lines.append(f'![{_escape(" ".join((metric, panel.title)).strip())}]({place}/{name}){{ width="360" }}')
+            files.write_text(target / name, panel.file)
+            lines.append(f'![{_escape(f"{metric} {panel.title}".strip())}]({place}/{name}){{ width="360" }}')
     return [*lines, ""]
 
 
@@ -141,7 +166,12 @@ def write_results(evidences: Sequence[Evidence], path: str | Path) -> Path:
     if not evidences:
         raise ValueError("results need at least one piece of evidence, got none")
     target = Path(path)
-    lines = ["# Results", "", "Written by `mezzotint bench`; verdicts are computed: the paired bootstrap 95 % interval over prompts x seeds.", ""]
+    lines = [
+        "# Results",
+        "",
+        "Written by `mezzotint bench`; verdicts are computed: the paired bootstrap 95 % interval over prompts x seeds.",
+        "",
+    ]
     lines += [*_summary(evidences), ""]
     for evidence in evidences:
         pictures = _pictures(evidence, target.with_suffix(""))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mezzotint.metrics.bootstrap import Interval
 
-__all__ = ["Printed", "print_duration", "print_effect", "print_interval"]
+__all__ = ["Printed", "common_decimals", "print_duration", "print_effect", "print_interval"]
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,27 @@ def _print(interval: Interval, suffix: str, *, signed: bool, decimals: int) -> P
     return Printed(f"{value}\N{NO-BREAK SPACE}{suffix}" if suffix else value, f"{low} to {high}")
 
 
-def print_interval(interval: Interval, unit: str = "") -> Printed:
+def print_interval(interval: Interval, unit: str = "", *, decimals: int | None = None) -> Printed:
     """Print a mean.
 
     Args:
         interval: the mean and its interval.
         unit: as in `Row`; ``"rate"`` prints per cent with one decimal.
+        decimals: digits behind the point, of `common_decimals`; as the interval warrants when ``None``.
     """
     if unit == "rate":
         return _print(_scaled(interval, 100), "%", signed=False, decimals=1)
-    return _print(interval, unit, signed=False, decimals=_decimals(interval))
+    return _print(interval, unit, signed=False, decimals=_decimals(interval) if decimals is None else decimals)
+
+
+def common_decimals(intervals: Sequence[Interval]) -> int | None:
+    """Digits behind the point for numbers side by side; ``None`` if their precisions differ too much.
+
+    Args:
+        intervals: at least one.
+    """
+    wanted = [_decimals(interval) for interval in intervals]
+    return min(wanted) if max(wanted) - min(wanted) <= 1 else None
 
 
 def print_effect(interval: Interval, unit: str = "", *, relative: bool = False) -> Printed:

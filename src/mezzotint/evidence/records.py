@@ -1,7 +1,8 @@
 """The plain records of an experiment: what was compared, measured, drawn and claimed.
 
 Everything here is a frozen dataclass of plain values, so that evidence survives a round trip through JSON unchanged.
-Values are tables ``seeds x units`` (a unit is mostly a prompt), the same for all arms of a row: that is what makes differences paired.
+Values are tables ``seeds x units`` (a unit is mostly a prompt), the same for all arms of a row: that is what makes
+differences paired.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def as_values(numbers: Any) -> Values:
     """Bring numbers into the form of a row: ``seeds x units``.
 
     Args:
-        numbers: a tensor, an array or nested sequences. A scalar is one seed with one unit; one dimension is one value a *seed*,
-            measured on a whole set.
+        numbers: a tensor, an array or nested sequences. A scalar is one seed with one unit; one dimension is one value
+            a *seed*, measured on a whole set.
 
     Raises:
         ValueError: more than two dimensions, empty, ragged, or a number that is not finite.
@@ -39,7 +40,9 @@ def as_values(numbers: Any) -> Values:
     if not table or not table[0] or any(len(row) != len(table[0]) for row in table):
         raise ValueError(f"values must be a full table seeds x units, got rows of {[len(row) for row in table]} values")
     if not all(math.isfinite(value) for row in table for value in row):
-        raise ValueError("values must be finite: leave out a prompt in all arms, or count its failure as the worst value")
+        raise ValueError(
+            "values must be finite: leave out a prompt in all arms, or count its failure as the worst value"
+        )
     return table
 
 
@@ -126,6 +129,7 @@ class Row:
         axis: name of that axis, such as ``"steps"``.
         note: how it is measured, one line; printed once under the table.
         draws: arm -> resampled statistics, for a set-level metric: entry r of every arm comes from the same resample.
+        counted: what a unit is, in the plural, such as ``"prompts"`` or ``"start noises"``.
     """
 
     metric: str
@@ -137,6 +141,7 @@ class Row:
     axis: str = ""
     note: str = ""
     draws: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    counted: str = "prompts"
 
     def __post_init__(self) -> None:
         """Refuse a row in which arms could not be compared."""
@@ -160,6 +165,13 @@ class Row:
         table = next(iter(self.values.values()))
         return len(table), len(table[0])
 
+    @property
+    def size(self) -> str:
+        """How much was measured, in words, such as ``"3 seeds × 40 prompts"``."""
+        seeds, units = self.shape
+        words = f"{seeds} seed" + "s" * (seeds != 1)
+        return words + (f" × {units} {self.counted}" if units > 1 else "")
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -171,7 +183,8 @@ class Claim:
         arm: the arm that should win.
         over: the arms it should win over, every one of them.
         condition: `Row.condition` of the deciding row.
-        margin: how much better it must be, in the metric's unit (share of the baseline if ``relative``); a negative margin claims
+        margin: how much better it must be, in the metric's unit (share of the baseline if ``relative``); a negative
+            margin claims
             that it is not worse by more than that.
         relative: compare the ratio of means instead of their difference.
     """

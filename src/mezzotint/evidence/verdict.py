@@ -1,19 +1,21 @@
 """Verdicts: computed from numbers, never typed.
 
-The paired bootstrap 95 % interval of the effect (arm - baseline, or their ratio - 1, signed so that positive is better) is compared with the
-claim's margin: *supported* when it lies above, *contradicted* when it lies below, else *inconclusive*. A claim over several baselines is
-supported only when it holds over each of them (an intersection-union test, which needs no correction for their number).
+The paired bootstrap 95 % interval of the effect (arm - baseline, or their ratio - 1, signed so that positive is
+better) is compared with the claim's margin: *supported* when it lies above, *contradicted* when it lies below, else
+*inconclusive*. A claim over several baselines is supported only when it holds over each of them (an intersection-union
+test, which needs no correction for their number).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
 
-from mezzotint.evidence.records import Claim, Row
+from mezzotint.evidence.records import Claim, Row, Values
 from mezzotint.metrics.bootstrap import (
     MINIMUM_UNITS,
     Interval,
@@ -57,15 +59,22 @@ class Verdict:
         claim: what was claimed.
         outcome: of all comparisons together.
         comparisons: one for each baseline.
-        seeds: number of seeds behind it.
-        units: number of units (prompts, or resampled pictures) behind it.
+        row: the measurements that decided.
     """
 
     claim: Claim
     outcome: Outcome
     comparisons: tuple[Comparison, ...]
-    seeds: int
-    units: int
+    row: Row
+
+    @property
+    def closest(self) -> Comparison:
+        """The comparison with the smallest advantage: the number to quote."""
+        return min(self.comparisons, key=lambda item: _sign(self.row) * item.effect.estimate)
+
+
+def _sign(row: Row) -> int:
+    return 1 if row.direction == "higher" else -1
 
 
 def _table(row: Row, arm: str) -> torch.Tensor:
@@ -77,7 +86,8 @@ def _table(row: Row, arm: str) -> torch.Tensor:
 def arm_interval(row: Row, arm: str) -> Interval:
     """Mean of an arm with its interval.
 
-    A set-level row is resampled by its ``draws``; their bias (a resample repeats pictures) is removed by centring them on the estimate.
+    A set-level row is resampled by its ``draws``; their bias (a resample repeats pictures) is removed by centring them
+    on the estimate.
 
     Args:
         row: the measurements.
@@ -86,10 +96,17 @@ def arm_interval(row: Row, arm: str) -> Interval:
     Raises:
         ValueError: the arm is not in the row.
     """
-    table = _table(row, arm)
-    if arm not in row.draws:
+    _table(row, arm)
+    return _mean(row.values[arm], row.draws.get(arm, ()))
+
+
+# A page asks for each interval several times: in its plot, its table and its verdicts.
+@lru_cache(maxsize=4096)
+def _mean(values: Values, resampled: tuple[float, ...]) -> Interval:
+    table = torch.tensor(values, dtype=torch.float64)
+    if not resampled:
         return mean_interval(table)
-    draws = torch.tensor(row.draws[arm], dtype=torch.float64)
+    draws = torch.tensor(resampled, dtype=torch.float64)
     low, high = percentile_interval(draws - draws.mean() + table.mean())
     return Interval(table.mean().item(), low, high)
 
@@ -130,7 +147,7 @@ def _compare(claim: Claim, row: Row, baseline: str) -> Comparison:
     reason = "" if resampled or seeds * units >= MINIMUM_UNITS else (
         f"{seeds * units} paired values are too few for a 95 % interval, at least {MINIMUM_UNITS} are needed"
     )  # fmt: skip
-    found = _outcome(interval, sign=1 if row.direction == "higher" else -1, margin=claim.margin)
+    found = _outcome(interval, sign=_sign(row), margin=claim.margin)
     outcome: Outcome = "inconclusive" if reason else found
     return Comparison(baseline, arm_interval(row, claim.arm), arm_interval(row, baseline), interval, outcome, reason)
 
@@ -164,4 +181,4 @@ def judge(claim: Claim, row: Row) -> Verdict:
     if row.direction == "neither":
         raise ValueError(f"{row.metric!r} has no better direction: a claim about it cannot be decided")
     comparisons = tuple(_compare(claim, row, baseline) for baseline in claim.over)
-    return Verdict(claim, overall([item.outcome for item in comparisons]), comparisons, *row.shape)
+    return Verdict(claim, overall([item.outcome for item in comparisons]), comparisons, row)

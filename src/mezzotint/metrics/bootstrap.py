@@ -1,17 +1,20 @@
 """Paired two-way bootstrap: confidence intervals over prompts x seeds.
 
-Values of an experiment form a table ``seeds x units`` (a unit is mostly a prompt). Seeds and units are crossed random effects, so both
-are resampled, independently of each other and with replacement (the pigeonhole bootstrap of Owen, "The pigeonhole bootstrap", Annals of
-Applied Statistics 2007, arXiv:0712.1111), and all arms are resampled with the same draws: differences between arms are *paired*.
+Values of an experiment form a table ``seeds x units`` (a unit is mostly a prompt). Seeds and units are crossed random
+effects, so both are resampled, independently of each other and with replacement (the pigeonhole bootstrap of Owen,
+"The pigeonhole bootstrap", Annals of Applied Statistics 2007, arXiv:0712.1111), and all arms are resampled with the
+same draws: differences between arms are *paired*.
 
-The percentile interval of the resampled means is reported. It is conservative where prompt and seed interact (the usual case: the noise
-differs in every picture), and it cannot be trusted with very few units: `MINIMUM_UNITS` says when a verdict may be drawn from it at all.
+The percentile interval of the resampled means is reported. It is conservative where prompt and seed interact (the
+usual case: the noise differs in every picture), and it cannot be trusted with very few units: `MINIMUM_UNITS` says
+when a verdict may be drawn from it at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int64
@@ -20,14 +23,24 @@ from torch import Tensor
 from mezzotint.diffusion.rng import stream
 
 __all__ = [
-    "DRAWS", "MINIMUM_UNITS", "Interval", "mean_interval", "paired_difference", "percentile_interval", "resampled_indices",
-    "resampled_means", "resampled_statistic",
-]  # fmt: skip
+    "DRAWS",
+    "MINIMUM_UNITS",
+    "Interval",
+    "effect",
+    "mean_interval",
+    "paired_difference",
+    "percentile_interval",
+    "resampled_indices",
+    "resampled_means",
+    "resampled_statistic",
+]
 
 DRAWS = 10_000
-# Fewer than six values can all lie on one side of the truth with probability above 2 x 2^-5 = 6 %: no resampling of them covers 95 %.
+# Fewer than six values can all lie on one side of the truth with probability above 2 x 2^-5 = 6 %: no resampling of
+# them covers 95 %.
 MINIMUM_UNITS = 6
-_CHUNK = 1_000
+# Resamples at a time, numbers in memory at a time, and numbers worth remembering.
+_ROWS, _NUMBERS, _REMEMBERED = 1_000, 4_000_000, 4_000_000
 
 
 @dataclass(frozen=True)
@@ -45,10 +58,27 @@ class Interval:
     high: float
 
 
-def _counts(units: int, *, draws: int, seed: int, purpose: str, device: torch.device) -> Float[Tensor, "draw unit"]:
-    indices = resampled_indices(units, draws=draws, seed=seed, purpose=purpose)
-    counts = torch.zeros(draws, units, dtype=torch.float64)
-    return counts.scatter_add_(1, indices, torch.ones_like(counts)).to(device)
+def _counts(units: int, *, rows: int, draws: int, seed: int, purpose: str) -> Iterator[Float[Tensor, "draw unit"]]:
+    """How often each unit occurs in each resample, ``rows`` resamples at a time to bound the memory."""
+    generator = stream(seed, f"bootstrap-{purpose}")
+    for first in range(0, draws, rows):
+        indices = torch.randint(units, (min(rows, draws - first), units), generator=generator)
+        counts = torch.zeros(indices.shape, dtype=torch.float64)
+        yield counts.scatter_add_(1, indices, torch.ones_like(counts))
+
+
+# All rows of an experiment have one shape: its resamples are drawn once.
+@lru_cache(maxsize=8)
+def _remembered(seeds: int, units: int, *, rows: int, draws: int, seed: int) -> tuple[tuple[Tensor, Tensor], ...]:
+    return tuple(_resamples(seeds, units, rows=rows, draws=draws, seed=seed))
+
+
+def _resamples(seeds: int, units: int, *, rows: int, draws: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(
+        _counts(seeds, rows=rows, draws=draws, seed=seed, purpose="seeds"),
+        _counts(units, rows=rows, draws=draws, seed=seed, purpose="units"),
+        strict=True,
+    )
 
 
 def resampled_indices(units: int, *, draws: int, seed: int = 0, purpose: str = "units") -> Int64[Tensor, "draw unit"]:
@@ -88,16 +118,18 @@ def resampled_means(
     if values.numel() == 0:
         raise ValueError(f"values must not be empty, got shape {tuple(values.shape)}")
     if not torch.isfinite(values).all():
-        raise ValueError("values must be finite: leave out a prompt in all arms, or count its failure as the worst value")
+        raise ValueError(
+            "values must be finite: leave out a prompt in all arms, or count its failure as the worst value"
+        )
     table = values.double()
     arms, seeds, units = table.shape
-    seed_counts = _counts(seeds, draws=draws, seed=seed, purpose="seeds", device=values.device)
-    unit_counts = _counts(units, draws=draws, seed=seed, purpose="units", device=values.device)
     by_seed = table.permute(1, 0, 2).reshape(seeds, arms * units)
-    means = [
-        torch.einsum("dau,du->da", (chosen @ by_seed).view(-1, arms, units), weights) / (seeds * units)
-        for chosen, weights in zip(seed_counts.split(_CHUNK), unit_counts.split(_CHUNK), strict=True)
-    ]
+    rows = max(1, min(_ROWS, _NUMBERS // (arms * units)))
+    source = _remembered if draws * (seeds + units) <= _REMEMBERED else _resamples
+    means = []
+    for chosen, weights in source(seeds, units, rows=rows, draws=draws, seed=seed):
+        resampled = (chosen.to(table.device) @ by_seed).view(-1, arms, units)
+        means.append(torch.einsum("dau,du->da", resampled, weights.to(table.device)) / (seeds * units))
     return torch.cat(means)
 
 
@@ -106,7 +138,8 @@ def resampled_statistic(
 ) -> Float[Tensor, " draw"]:
     """Bootstrap of a statistic of a whole sample, such as a Frechet distance, over its units.
 
-    Arms that are called with the same ``units``, ``draws`` and ``seed`` see the same resamples, so their differences are paired.
+    Arms that are called with the same ``units``, ``draws`` and ``seed`` see the same resamples, so their differences
+    are paired.
 
     Args:
         statistic: takes the indices of the resampled units.
@@ -165,7 +198,8 @@ def paired_difference(
     Args:
         ours: table of the method.
         baseline: table of the baseline; entry (s, u) was measured on the same seed and prompt as ours.
-        relative: ratio of the means instead of their difference; the baseline's mean must be positive in every resample.
+        relative: ratio of the means instead of their difference; the baseline's mean must be positive in every
+            resample.
         level: probability inside the interval.
         draws: number of resamples.
         seed: of the resampling.
@@ -175,7 +209,8 @@ def paired_difference(
     """
     if ours.shape != baseline.shape:
         raise ValueError(
-            f"paired arms must be measured on the same seeds and units, got {tuple(ours.shape)} and {tuple(baseline.shape)}"
+            "paired arms must be measured on the same seeds and units, "
+            f"got {tuple(ours.shape)} and {tuple(baseline.shape)}"
         )
     means = resampled_means(torch.stack([ours, baseline]), draws=draws, seed=seed)
     effects = effect(means[:, 0], means[:, 1], relative=relative)
@@ -200,5 +235,7 @@ def effect(
     if not relative:
         return ours - baseline
     if not (baseline > 0).all():
-        raise ValueError("a relative difference needs a baseline mean above 0 in every resample: use the plain difference")
+        raise ValueError(
+            "a relative difference needs a baseline mean above 0 in every resample: use the plain difference"
+        )
     return ours / baseline - 1

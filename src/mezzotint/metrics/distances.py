@@ -1,7 +1,9 @@
 """Distances between two samples that need no fitted Gaussian.
 
-* `kernel_distance`: unbiased squared MMD with the cubic kernel, Binkowski et al., "Demystifying MMD GANs" (arXiv:1801.01401), section 4.
-* `energy_distance`: Szekely and Rizzo, "Energy statistics" (Journal of Statistical Planning and Inference 143, 2013), equation 2.1.
+* `kernel_distance`: unbiased squared MMD with the cubic kernel, Binkowski et al., "Demystifying MMD GANs"
+  (arXiv:1801.01401), section 4.
+* `energy_distance`: Szekely and Rizzo, "Energy statistics" (Journal of Statistical Planning and Inference 143, 2013),
+  equation 2.1.
 """
 
 from __future__ import annotations
@@ -50,20 +52,25 @@ def kernel_distance(first: Float[Tensor, "sample feature"], second: Float[Tensor
 
 
 def _mean_distance(a: Tensor, b: Tensor) -> Tensor:
-    # Rows in blocks: 20,000 x 20,000 distances would be 3 GB at once. The plain form, not |a|^2 + |b|^2 - 2ab, keeps close pairs exact.
-    total = sum((torch.cdist(rows, b, compute_mode="donot_use_mm_for_euclid_dist").sum() for rows in a.split(_ROWS)), a.new_zeros(()))
+    # Rows in blocks: 20,000 x 20,000 distances would be 3 GB at once. The plain form, not |a|^2 + |b|^2 - 2ab, keeps
+    # close pairs exact.
+    total = sum(
+        (torch.cdist(rows, b, compute_mode="donot_use_mm_for_euclid_dist").sum() for rows in a.split(_ROWS)),
+        a.new_zeros(()),
+    )
     return total / (a.shape[0] * b.shape[0])
 
 
 def energy_distance(
     first: Float[Tensor, "sample feature"], second: Float[Tensor, "other feature"], *, unbiased: bool = False
 ) -> float:
-    """Squared energy distance ``2 E|X-Y| - E|X-X'| - E|Y-Y'|``, zero only for equal distributions; in units of the features.
+    """Squared energy distance ``2 E|X-Y| - E|X-X'| - E|Y-Y'|`` in units of the features, zero for equal distributions.
 
     Args:
         first: one sample.
         second: the other.
-        unbiased: leave out the zero distances of a point to itself (may then be slightly negative); otherwise 0 or more.
+        unbiased: leave out the zero distances of a point to itself (may then be slightly negative); otherwise 0 or
+            more.
 
     Raises:
         ValueError: rows too few, features of different number, or not finite.

@@ -1,11 +1,12 @@
 """Frechet distance between feature distributions, carefully in float64.
 
-Heusel et al., "GANs trained by a two time-scale update rule ..." (arXiv:1706.08500), equation 6: with Gaussians fitted to two sets of
-features, ``d^2 = |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))``.
+Heusel et al., "GANs trained by a two time-scale update rule ..." (arXiv:1706.08500), equation 6: with Gaussians fitted
+to two sets of features, ``d^2 = |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))``.
 
-The trace of the matrix root is never taken from a matrix root. With centred features ``A``, ``B`` scaled so that ``C1 = A^T A`` and
-``C2 = B^T B``, the eigenvalues of ``C1 C2`` are the squared singular values of ``A B^T``; its root's trace is their sum. That keeps the
-accuracy of the data (a root of an eigenvalue near zero loses half the digits) and holds for singular covariances: fewer samples than features.
+The trace of the matrix root is never taken from a matrix root. With centred features ``A``, ``B`` scaled so that
+``C1 = A^T A`` and ``C2 = B^T B``, the eigenvalues of ``C1 C2`` are the squared singular values of ``A B^T``; the trace
+of its root is their sum. That keeps the accuracy of the data (a root of an eigenvalue near zero loses half the digits)
+and holds for singular covariances: fewer samples than features.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Moments:
     def from_covariance(
         cls, mean: Float[Tensor, " feature"], covariance: Float[Tensor, "feature feature"], *, count: int
     ) -> Moments:
-        """Take published moments: the factor is the symmetric root, with eigenvalues below zero by rounding set to zero.
+        """Take published moments; eigenvalues that rounding has made negative count as zero.
 
         Args:
             mean: centre.
@@ -73,7 +74,9 @@ class Moments:
         values, vectors = torch.linalg.eigh(covariance.double())
         largest = values.abs().max().item()
         if values.min().item() < -1e-8 * largest:
-            raise ValueError(f"a covariance must be positive semidefinite, got the eigenvalue {values.min().item():.3g}")
+            raise ValueError(
+                f"a covariance must be positive semidefinite, got the eigenvalue {values.min().item():.3g}"
+            )
         return cls(mean.double(), values.clamp(min=0).sqrt()[:, None] * vectors.T, count)
 
 
@@ -98,7 +101,8 @@ def frechet_from_moments(first: Moments, second: Moments) -> float:
 def frechet_distance(features: Float[Tensor, "sample feature"], reference: Float[Tensor, "other feature"]) -> float:
     """Squared Frechet distance between two sets of features.
 
-    The estimate is biased upwards for finite samples, and the bias depends on their number: compare only equal counts, and beside `frechet_floor`.
+    The estimate is biased upwards for finite samples, and the bias depends on their number: compare only equal counts,
+    and beside `frechet_floor`.
 
     Args:
         features: of the pictures to judge.
@@ -129,13 +133,17 @@ def frechet_floor(
 
 
 def frechet_bootstrap(
-    features: Float[Tensor, "sample feature"], reference: Float[Tensor, "other feature"], *, draws: int = 200, seed: int = 0
+    features: Float[Tensor, "sample feature"],
+    reference: Float[Tensor, "other feature"],
+    *,
+    draws: int = 200,
+    seed: int = 0,
 ) -> Float[Tensor, " draw"]:
     """Frechet distances of resampled pictures, for a `Row` with ``draws``.
 
-    Arms with the same number of pictures, ``draws`` and ``seed`` share the resamples (picture k of each comes from the same prompt and
-    noise), so their differences are paired. A resample repeats pictures, which raises every distance a little: use differences of
-    arms, whose bias cancels, and never the mean of the draws.
+    Arms with the same number of pictures, ``draws`` and ``seed`` share the resamples (picture k of each comes from the
+    same prompt and noise), so their differences are paired. A resample repeats pictures, which raises every distance
+    a little: use differences of arms, whose bias cancels, and never the mean of the draws.
 
     Args:
         features: of one arm's pictures.

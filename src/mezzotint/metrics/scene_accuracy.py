@@ -1,8 +1,9 @@
 """Parsed pictures against the scenes that were asked for.
 
-A parsed picture is a list of `ParsedObject`, plain data that any parser can give. Wanted objects are matched to parsed ones by the
-Hungarian method; a noun (the shape) must agree for a match, attributes decide among matches. What is counted follows the usual failures
-of text-to-image binding (arXiv:2404.13766): an attribute on the wrong object (*swap*), an attribute nobody asked for, an object that is missing.
+A parsed picture is a list of `ParsedObject`, plain data that any parser can give. Wanted objects are matched to parsed
+ones by the Hungarian method; a noun (the shape) must agree for a match, attributes decide among matches. What is
+counted follows the usual failures of text-to-image binding (arXiv:2404.13766): an attribute on the wrong object
+(*swap*), an attribute nobody asked for, an object that is missing.
 """
 
 from __future__ import annotations
@@ -109,11 +110,13 @@ class SceneScore:
     """How one picture answers its prompt. Every field is a number that can be averaged over pictures.
 
     Attributes:
-        right: 1 if every wanted object is there with all its attributes and every relation holds; further objects are allowed.
+        right: 1 if every wanted object is there with all its attributes and every relation holds; further objects are
+            allowed.
         exact: 1 if also nothing else is there.
         objects: share of wanted objects that are there with all attributes.
         presence: share of wanted objects whose noun is there.
-        binding: share of wanted attributes that sit on their object (a missing object binds none); 1 if none was wanted.
+        binding: share of wanted attributes that sit on their object (a missing object binds none); 1 if none was
+            wanted.
         swap: 1 if an object carries an attribute that was wanted on another object and not on it.
         missing: 1 if the noun of a wanted object is not there.
         extra: number of parsed objects that nobody asked for.
@@ -143,7 +146,9 @@ def _matches(wanted: Sequence[WantedObject], parsed: Sequence[ParsedObject]) -> 
         for j, seen in enumerate(parsed):
             wrong = sum(getattr(seen, name) != value for name, value in want.attributes.items())
             # The confidence only breaks ties: its weight is below one attribute even summed over all objects.
-            cost[i, j] = unit * unit * (want.shape != seen.shape) + unit * (wrong > 0) + wrong - 0.5 * seen.score / len(wanted)
+            cost[i, j] = (
+                unit * unit * (want.shape != seen.shape) + unit * (wrong > 0) + wrong - 0.5 * seen.score / len(wanted)
+            )
     pairs = zip(*linear_sum_assignment(cost), strict=True)
     return {int(i): parsed[j] for i, j in pairs if wanted[i].shape == parsed[j].shape}
 
@@ -182,7 +187,9 @@ def score_scene(
     bound = {i: sum(getattr(item, n) == v for n, v in wanted[i].attributes.items()) for i, item in match.items()}
     complete = [i for i in match if bound[i] == len(wanted[i].attributes)]
     asked = sum(len(want.attributes) for want in wanted)
-    held = [r for r in relations if r.subject in match and r.target in match and r.holds(match[r.subject], match[r.target])]
+    held = [
+        r for r in relations if r.subject in match and r.target in match and r.holds(match[r.subject], match[r.target])
+    ]
     right = len(complete) == len(wanted) and len(held) == len(relations)
     return SceneScore(
         right=float(right),

@@ -1,7 +1,7 @@
 """How alike two tensors are, item by item: one number for each picture or latent of a batch.
 
-PSNR and SSIM take pictures in 0..1. SSIM is kornia's (Wang et al., "Image quality assessment: from error visibility to structural
-similarity", IEEE TIP 2004), averaged over the picture.
+PSNR and SSIM take pictures in 0..1. SSIM is kornia's (Wang et al., "Image quality assessment: from error visibility to
+structural similarity", IEEE TIP 2004), averaged over the picture.
 """
 
 from __future__ import annotations
