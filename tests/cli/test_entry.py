@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -41,6 +42,13 @@ def explode() -> None:
     raise RuntimeError("the boiler\nburst")
 
 
+def warn() -> int:
+    """Warn."""
+    warnings.warn("guidance 3 is\nunusual", UserWarning, stacklevel=2)
+    warnings.warn("another name is coming", FutureWarning, stacklevel=2)
+    return 3
+
+
 def refuse(*, steps: int = 1) -> None:
     """Refuse."""
     raise ValueError(f"steps must be at least 2, got {steps}")
@@ -54,7 +62,7 @@ def door(name, **functions):
 
 @pytest.fixture
 def doors(monkeypatch):
-    found = [door("first", level=spread, explode=explode, refuse=refuse), door("second", level=gather)]
+    found = [door("first", level=spread, explode=explode, refuse=refuse, warn=warn), door("second", level=gather)]
     monkeypatch.setattr(verbs, "_doors", lambda: iter(found))
     return found
 
@@ -118,6 +126,12 @@ def test_failures_are_code_1_and_wrong_input_is_code_2(doors, terminal):
     said = terminal.refused("explode", code=1)
     assert "RuntimeError: the boiler burst" in said
     assert terminal.refused("refuse") == "mezzotint refuse: steps must be at least 2, got 1"
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line_and_does_not_stop_anything(doors, terminal):
+    assert terminal("warn") == "3\n"
+    assert terminal.err == "warning: guidance 3 is unusual\n"
 
 
 def test_traceback_shows_where_it_arose(doors, terminal):

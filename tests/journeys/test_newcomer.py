@@ -27,7 +27,7 @@ def test_from_looking_around_to_a_better_schedule(terminal, sd_folder, tmp_path)
 
     steps = tmp_path / "steps.json"
     quick = (
-        "--steps 3 --data self --prompts a --samples 4 --levels 11 --candidates 3 --no-early-stopping --stop-samples 2"
+        "--steps 5 --data self --prompts a --samples 4 --levels 11 --candidates 3 --no-early-stopping --stop-samples 2"
     )
     told = terminal.json("schedule", "--model", sd_folder, "--out", steps, *quick.split())
     assert told["out"] == str(steps)

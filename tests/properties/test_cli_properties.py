@@ -28,35 +28,36 @@ JSON = st.recursive(
 WORDS = st.text("abcdefgh-_ '\"\\{}[]%$é☃", min_size=1, max_size=12).filter(lambda text: not text.startswith("-"))
 
 
-@st.composite
-def requests(draw):
-    timesteps = draw(st.lists(st.integers(0, 999), unique=True, max_size=8).map(lambda t: tuple(sorted(t)[::-1])))
-    return Request(
-        model=draw(st.text(max_size=8)),
-        prompts=tuple(draw(st.lists(st.text(max_size=8), min_size=1, max_size=9))),
-        seed=draw(st.integers(0, 2**63 - 1)),
-        steps=draw(st.integers(1, 10_000)),
-        guidance=draw(st.floats(-1e4, 1e4)),
-        first=draw(st.integers(0, 2**20)),
-        negative=draw(st.text(max_size=8)),
-        timesteps=timesteps,
-        final=draw(st.sampled_from(["zero", "t_min"])),
-        batch_size=draw(st.integers(1, 5)),
-        height=draw(st.none() | st.integers(8, 8192)),
-        strict=draw(st.booleans()),
-        dtype=draw(st.sampled_from(["float32", "bfloat16", "float16"])),
-    )
+REQUESTS = st.fixed_dictionaries(
+    {
+        "model": st.text(max_size=8),
+        "prompts": st.lists(st.text(max_size=8), min_size=1, max_size=9).map(tuple),
+        "seed": st.integers(0, 2**63 - 1),
+        "steps": st.integers(1, 10_000),
+        "guidance": st.floats(-1e4, 1e4),
+        "first": st.integers(0, 2**20),
+        "negative": st.text(max_size=8),
+        "timesteps": st.lists(st.integers(0, 999), unique=True, max_size=8).map(lambda t: tuple(sorted(t)[::-1])),
+        "final": st.sampled_from(["zero", "t_min"]),
+        "batch_size": st.integers(1, 5),
+        "height": st.none() | st.integers(8, 8192),
+        "strict": st.booleans(),
+        "dtype": st.sampled_from(["float32", "bfloat16", "float16"]),
+    }
+)
 
 
 @settings(deadline=None, max_examples=50)
-@given(requests())
-def test_a_request_survives_its_picture(request):
+@given(REQUESTS)
+def test_a_request_survives_its_picture(fields):
+    request = Request(**fields)
     assert Request.from_data(json.loads(json.dumps(request.to_data()))) == request
 
 
 @settings(deadline=None, max_examples=50)
-@given(requests(), st.sampled_from([field.name for field in dataclasses.fields(Request)]), JSON)
-def test_foreign_settings_make_a_sound_request_or_a_value_error(request, name, value):
+@given(REQUESTS, st.sampled_from([field.name for field in dataclasses.fields(Request)]), JSON)
+def test_foreign_settings_make_a_sound_request_or_a_value_error(fields, name, value):
+    request = Request(**fields)
     data = request.to_data() | {name: value}
     try:
         found = Request.from_data(data)
@@ -73,8 +74,9 @@ def test_what_is_no_request_is_refused(value):
 
 
 @settings(deadline=None, max_examples=50)
-@given(requests())
-def test_batches_hold_every_picture_once_and_in_order(request):
+@given(REQUESTS)
+def test_batches_hold_every_picture_once_and_in_order(fields):
+    request = Request(**fields)
     batches = request.batches()
     assert [index for batch in batches for index in batch.indices] == list(request.indices)
     assert tuple(prompt for batch in batches for prompt in batch.prompts) == request.prompts
@@ -83,9 +85,9 @@ def test_batches_hold_every_picture_once_and_in_order(request):
 
 
 @settings(deadline=None, max_examples=50)
-@given(requests(), st.integers(0, 8))
-def test_strictly_a_picture_asks_for_the_same_alone_or_in_company(request, number):
-    request = dataclasses.replace(request, strict=True)
+@given(REQUESTS, st.integers(0, 8))
+def test_strictly_a_picture_asks_for_the_same_alone_or_in_company(fields, number):
+    request = Request(**fields | {"strict": True})
     assume(number < len(request.prompts))
     one = dataclasses.replace(request, first=request.first + number, prompts=request.prompts[number : number + 1])
     assert one.batches() == request.batches()[number : number + 1]

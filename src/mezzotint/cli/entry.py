@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from mezzotint.cli import terminal
 from mezzotint.cli.forms import Form, call, form, parse, summary
-from mezzotint.cli.shelves import recipe, zoo_train
+from mezzotint.cli.shelves import Later, recipe, zoo_train
 from mezzotint.cli.verbs import Verb, all_verbs, find, overview
 
 __all__ = ["main"]
@@ -32,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_traceback = bool(words) and words[0] == "--traceback"
     words = words[1:] if show_traceback else words
     try:
-        return _run(words)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return _run(words)
     except SystemExit as stop:
         return int(stop.code or 0)
     except BrokenPipeError:
@@ -43,6 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         terminal.error(_spoken(words), _reason(cause))
         return 2 if isinstance(cause, _INPUT_ERRORS) else 1
+
+
+def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
+    """Say a warning in one line; the libraries' news about their own future interest no user of a command."""
+    del filename, lineno
+    if not issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning):
+        terminal.note("warning: " + " ".join(str(message).split()))
 
 
 def _reason(cause: BaseException) -> str:
@@ -82,11 +92,13 @@ def _run(words: list[str]) -> int:
     function, rest, prog = verb.choices[chosen], rest[1:], f"{prog} {chosen}"
     if function is zoo_train and rest and not rest[0].startswith("-"):
         function, rest, prog = recipe(rest[0]), rest[1:], f"{prog} {rest[0]}"
-    return _run_command(form(function, generated=False), rest, prog)
+    chosen_function = function.resolve() if isinstance(function, Later) else function
+    return _run_command(form(chosen_function, generated=False), rest, prog)
 
 
 def _subverbs(verb: Verb) -> str:
-    lines = [f"  {name:<10} {summary(function)}" for name, function in verb.choices.items()]
+    told = {name: item.summary if isinstance(item, Later) else summary(item) for name, item in verb.choices.items()}
+    lines = [f"  {name:<10} {text}" for name, text in told.items()]
     return "\n".join(
         [f"usage: mezzotint {verb.name} {{{','.join(verb.choices)}}} ...", "", f"{verb.summary}.", "", *lines]
     )

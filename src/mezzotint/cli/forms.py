@@ -254,14 +254,12 @@ def _refuse_unknown_flags(described: Form, argv: Sequence[str]) -> None:
 
 
 def _one_line(report: str) -> str:
-    """Reduce tyro's boxed report to its message, in one line."""
-    inside = [line.strip("│ ").strip() for line in report.splitlines() if line.startswith("│")]
-    message = inside
-    for number, line in enumerate(inside):
-        if line and not line.strip("─"):
-            message = inside[:number]
-            break
-    text = re.sub(r"\s+([.,;])", r"\1", " ".join(" ".join(message or [report]).split())).rstrip(".")
+    """Reduce tyro's boxed report, drawn with lines or (to a pipe) with dashes, to its message, in one line."""
+    lines = [line.strip("│ ") for line in report.splitlines() if not line.startswith(("╭", "╰"))]
+    rules = [number for number, line in enumerate(lines) if line and not line.strip("─-")]
+    first = rules.pop(0) + 1 if rules and "│" not in report else 0
+    message = " ".join(" ".join(lines[first : rules[0] if rules else None] or [report]).split())
+    text = re.sub(r"\s+([.,;])", r"\1", message).rstrip(".")
     for pattern, replacement in _REWORDED:
         text = re.sub(pattern, replacement, text)
     return text[:1].lower() + text[1:] if text[1:2].islower() else text

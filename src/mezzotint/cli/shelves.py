@@ -4,42 +4,34 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mezzotint.cli.terminal import Answer, UsageError, choose, note
 
-__all__ = ["ZOO", "recipe", "scenes", "zoo_train"]
+__all__ = ["WORLDS", "ZOO", "Later", "recipe", "zoo_train"]
 
 
-def scenes(
-    *,
-    out: Path,
-    count: int = 100,
-    seed: int = 0,
-    split: Literal["train", "validation", "test", "held_out"] = "train",
-    size: int = 64,
-) -> Answer:
-    """Write rendered scenes with captions, depth and masks as a Hugging Face image folder.
+@dataclass(frozen=True)
+class Later:
+    """A typed function that is imported when it is chosen, since its module imports torch."""
 
-    Args:
-        out: the folder to write.
-        count: number of scenes.
-        seed: which scenes.
-        split: the splits share no scene; held_out has attribute and shape pairs that training never shows.
-        size: side of the pictures in pixels.
+    module: str
+    name: str
+    summary: str
 
-    Raises:
-        UsageError: there is nothing to write.
-    """
-    if count < 1:
-        raise UsageError(f"count must be at least 1, got {count}")
-    if size < 8:
-        raise UsageError(f"size must be at least 8 pixels, got {size}")
-    world = importlib.import_module("mezzotint.worlds.scenes")
-    world.export(count, out, seed=seed, split=split, size=size)
-    data = {"out": str(out), "count": count, "seed": seed, "split": split, "size": size}
-    return Answer(data, str(out))
+    def resolve(self) -> Callable[..., Any]:
+        """Import it."""
+        found: Callable[..., Any] = getattr(importlib.import_module(self.module), self.name)
+        return found
+
+
+WORLDS: Mapping[str, Later] = {
+    "scenes": Later(
+        "mezzotint.worlds.scenes", "export", "Write rendered scenes with captions, depth and masks as an image folder"
+    )
+}
 
 
 def _recipes() -> list[str]:

@@ -84,7 +84,7 @@ def note(message: str) -> None:
 
 def error(verb: str, message: str) -> None:
     """Say in one line, on stderr, why a verb stopped."""
-    note(f"{f'mezzotint {verb}'.strip()}: {' '.join(message.split())}")
+    note(" ".join(f"mezzotint {verb}".split()) + ": " + " ".join(message.split()))
 
 
 def choose(given: str, allowed: Iterable[str], what: str) -> str:

@@ -34,7 +34,7 @@ class Verb:
     name: str
     summary: str
     heading: str
-    choices: Mapping[str, Command]
+    choices: Mapping[str, Any]
     generated: bool = False
 
 
@@ -54,7 +54,7 @@ def _house() -> list[Verb]:
         _one("cite", methods_heading, catalogue.cite),
         _one("demo", methods_heading, reports.demo),
         _one("bench", methods_heading, reports.bench),
-        Verb("world", "Make data with exact ground truth", house_heading, {"scenes": shelves.scenes}),
+        Verb("world", "Make data with exact ground truth", house_heading, shelves.WORLDS),
         Verb("zoo", "List, locate, train and verify the embedded models", house_heading, shelves.ZOO),
         _one("doctor", house_heading, catalogue.doctor),
     ]
