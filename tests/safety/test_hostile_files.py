@@ -25,7 +25,7 @@ from PIL import Image
 from mezzotint.files import FileError, read_image, read_json, read_safetensors, read_settings, safetensors_metadata
 
 SECONDS = 1.0
-MEMORY = 512 * 2**20
+MEMORY = 256 * 2**20
 
 
 def _tensors(header: object, data: bytes = b"", announced: int | None = None) -> bytes:
@@ -233,14 +233,15 @@ def test_the_largest_picture_that_is_accepted_is_read(tmp_path: Path) -> None:
 
 
 MEASURE = """
-import json, resource, sys, time
+import json, re, sys, time
 from pathlib import Path
 import safetensors.torch, PIL.PngImagePlugin, PIL.JpegImagePlugin, PIL.WebPImagePlugin
 from mezzotint.files import *
 
 readers = dict(tensors=read_safetensors, metadata=safetensors_metadata, json=read_json, image=read_image,
                settings=read_settings)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Not getrusage: a child inherits its parent's maximum there.
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 before, seconds = peak(), {}
 for path in sorted(Path(sys.argv[1]).iterdir()):
     started = time.process_time()
@@ -253,6 +254,7 @@ print(json.dumps([peak() - before, seconds]))
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read as Linux tells it")
 def test_time_and_memory_stay_bounded_over_the_whole_corpus(tmp_path: Path) -> None:
     for number, (reader, name) in enumerate(CASES):
         (tmp_path / f"{number}.{reader}").write_bytes(READERS[reader][1][name])
@@ -263,4 +265,4 @@ def test_time_and_memory_stay_bounded_over_the_whole_corpus(tmp_path: Path) -> N
     memory, seconds = json.loads(done.stdout)
     slow = {": ".join(CASES[int(name.split(".")[0])]): time for name, time in seconds.items() if time > SECONDS}
     assert slow == {}
-    assert memory < MEMORY
+    assert 0 < memory < MEMORY
