@@ -91,6 +91,8 @@ def _claims(trial: Experiment, size: embedded.Size) -> None:
         place = f"{case.name}, {case.steps} steps"
         text = f"fits a mixture better than hand-made grids ({place})"
         trial.claim(text, analytic.NLL, "AYS", over=("EDM", "LogSNR"), condition=place)
+        text = f"keeps the shares of the components as well as EDM does ({place})"
+        trial.claim(text, analytic.ENERGY, "AYS", over=("EDM",), condition=place)
     first = analytic.CASES[1]
     trial.claim(
         "early stopping beats the full optimum of the bound",
