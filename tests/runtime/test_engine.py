@@ -190,6 +190,9 @@ def test_threads_are_put_back():
     assert torch.get_num_threads() == before
 
 
+# The compiler imports deprecated parts of torch, and warns of harmless caches inside diffusers.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:\\s*Dynamo detected a call:UserWarning")
 @pytest.mark.slow
 def test_compiling_keeps_the_results_and_leaves_no_trace(pipe):
     inputs = example_inputs(pipe.unet, 2)

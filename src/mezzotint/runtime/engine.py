@@ -65,7 +65,7 @@ def accelerate(
         report = Report(decision.dtype, decision.threads, seconds=seconds, reasons=list(decision.reasons))
         reference = network(**inputs)[0] if _changes(network, decision) else None
     with ExitStack() as stack:
-        _enter(stack, pipe, network, decision, report)
+        _enter(stack, pipe, network, decision=decision, report=report)
         if reference is not None:
             with torch.no_grad():
                 _verify(network, inputs, report, reference)
@@ -158,7 +158,7 @@ def _use(stack: ExitStack, network: nn.Module, dtype: str, threads: int) -> None
         stack.enter_context(casting(network))
 
 
-def _enter(stack: ExitStack, pipe: Any, network: nn.Module, decision: Plan, report: Report) -> None:
+def _enter(stack: ExitStack, pipe: Any, network: nn.Module, *, decision: Plan, report: Report) -> None:
     changed = decision.dtype != _dtype_name(network)
     _use(stack, network, decision.dtype, decision.threads)
     report.channels_last = changed
