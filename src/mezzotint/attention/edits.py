@@ -221,7 +221,7 @@ class Region:
     """
 
     weight: Float[Tensor, "height width"] | Callable[[Grid], Float[Tensor, "height width"]]
-    context: Float[Tensor, "rows tokens width"]
+    context: Float[Tensor, "rows tokens context_dim"]
     bias: Float[Tensor, "rows tokens"] | None = None
     project: Projection | None = None
 
@@ -282,8 +282,8 @@ class Output(Edit):
 
     function: Callable[[Call, Queries, States], Queries]
 
-    def mix(self, call: Call, output: Queries, states: States) -> Queries:
-        """Stage 6."""
+    def mix(self, call: Call, output: Queries, states: States) -> Tensor:
+        """Stage 6; the processor compares the shape, naming the site."""
         return self.function(call, output, states)
 
 

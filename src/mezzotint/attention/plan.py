@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mezzotint.attention.edits import Edit, Moment
@@ -150,6 +151,7 @@ class Plan:
         self.installations.remove(installation)
         self._replan()
 
+    @torch.compiler.disable
     def begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Hook before a pass of the model: reads timestep and latent size, and decides which edits act."""
         if not self._by_site:

@@ -89,6 +89,8 @@ class EditProcessor(nn.Module):
         # the instance shows the signature of the processor underneath, the class does the work.
         self.__dict__["__call__"] = stock.__call__
 
+    # Steps and branches change from pass to pass: traced, each would be compiled anew.
+    @torch.compiler.disable
     def __call__(self, attention: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's attention: the stock processor's where nothing is edited."""
         edits = self.plan.active(self.site)
