@@ -75,7 +75,7 @@ def settings(**changes: Any) -> Config:
 def train(folder: Path | None = None, *, net: nn.Module | None = None, **changes: Any) -> tuple[dict[str, Tensor], Run]:
     """Do the small run with changed arguments of fit or settings; its weights and average, and what fit returned."""
     net = network() if net is None else net
-    names = ("resume", "overwrite", "accept", "held_out", "watch", "optimiser", "tensorboard")
+    names = ("resume", "overwrite", "accept", "held_out", "watch", "make_optimiser", "tensorboard")
     options = {name: changes.pop(name) for name in names if name in changes}
     data = changes.pop("data", None)
     data = tensors() if data is None else data

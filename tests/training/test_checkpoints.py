@@ -45,7 +45,7 @@ def test_what_is_written_is_read(kept: Checkpoints) -> None:
 def test_the_newest_are_kept(kept: Checkpoints) -> None:
     for step in (1, 5, 3, 9):
         kept.write(state(step))
-    assert steps(kept) == ["step-00000005", "step-00000009"] or steps(kept) == ["step-00000003", "step-00000009"]
+    assert steps(kept) == ["step-00000005", "step-00000009"]
     kept.write(state(11), prune=False)
     assert len(steps(kept)) == 3
 

@@ -83,7 +83,7 @@ class Checkpoints:
             self.home.mkdir(parents=True, exist_ok=True)
             with files.atomic_folder(path) as temporary:
                 for group, tensors in state.tensors.items():
-                    plain = {name: value.detach().contiguous() for name, value in tensors.items()}
+                    plain = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
                     files.write_safetensors(temporary / f"{group}.safetensors", plain)
                 files.write_json(temporary / "state.json", {**state.facts, "step": state.step})
             files.write_text(self.folder / "latest", f"checkpoints/{path.name}\n")

@@ -57,7 +57,8 @@ class Config:
         held_out_items: held-out items a measurement looks at.
         watch_every: steps between calls of `watch`; 0 for never.
         log_every: steps between rows of the log; a row is the mean of the steps since the last one.
-        stop_after: seconds after which the run stops, with a checkpoint, to be continued later; None for never.
+        stop_after: seconds after which the run stops, with a checkpoint, to be continued later (a call takes at least
+            one step); None for never.
         workers: processes that load a map-style dataset; 0 loads in this one.
 
     Raises:

@@ -59,7 +59,7 @@ def fit(
     accept: tuple[str, ...] = (),
     held_out: Data | None = None,
     watch: Watch | None = None,
-    optimiser: MakeOptimiser | None = None,
+    make_optimiser: MakeOptimiser | None = None,
     tensorboard: bool = False,
     progress: bool = True,
 ) -> Run:
@@ -80,7 +80,7 @@ def fit(
         held_out: data for the held-out loss: the same items and noise at every measurement, with the averaged weights.
         watch: called with the step, under the averaged weights in eval mode; the numbers it returns are logged,
             pictures (batch, 3, height, width) in 0..1 are written as grids to `folder/samples`.
-        optimiser: makes another optimiser than the configured one from the named parameters.
+        make_optimiser: makes another optimiser than the configured one from the named parameters.
         tensorboard: also write tensorboard events to `folder/tensorboard`.
         progress: show a bar (or lines) with loss and rate on standard error.
 
@@ -99,7 +99,7 @@ def fit(
     if place is None and resume == "must":
         raise ValueError('resume="must" needs a folder to continue from')
     with locked(place) if place is not None and processes.main else nullcontext():
-        learner = Learner(loss, trainables, config, processes=processes, make=optimiser)
+        learner = Learner(loss, trainables, config, processes=processes, make=make_optimiser)
         display = Display(config.steps, config.batch_size, show=progress and processes.main)
         run = _Folder(place, learner, display, {"config": config.to_json(), "items": batching.size(data)})
         run.begin(resume, overwrite=overwrite, accept=accept)
@@ -164,7 +164,7 @@ def _train(learner: Learner, run: _Folder, log: Log, *, data: Data, held_out: Da
         start=learner.step,
         workers=config.workers,
     )
-    while learner.step < config.steps and not _out_of_time(learner, began):
+    while learner.step < config.steps:
         try:
             loss = learner.update(parts)
         except NonFiniteError:
@@ -178,6 +178,8 @@ def _train(learner: Learner, run: _Folder, log: Log, *, data: Data, held_out: Da
             log.add({"step": learner.step, **row})
         if learner.step % config.checkpoint_every == 0:
             run.save()
+        if _out_of_time(learner, began):
+            break
     run.save()
 
 
