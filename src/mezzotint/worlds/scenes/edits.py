@@ -27,8 +27,8 @@ def edit(scene: Scene, index: int, **changes: Any) -> Scene:
     Raises:
         ValueError: there is no such object or field, or the value is not allowed.
     """
-    items = list(scene.objects)
-    items[_place(scene, index)] = _replaced(items[index], changes)
+    items, place = list(scene.objects), _place(scene, index)
+    items[place] = _replaced(items[place], changes)
     return dataclasses.replace(scene, objects=tuple(items))
 
 

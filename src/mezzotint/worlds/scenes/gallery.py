@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -60,7 +60,7 @@ def sheet(pictures: Float[Tensor, "batch 3 height width"], *, columns: int = 4, 
     return Image.fromarray(to_bytes(canvas).permute(1, 2, 0).cpu().numpy())
 
 
-def to_bytes(pictures: Float[Tensor, "..."]) -> Int[Tensor, "..."]:
+def to_bytes(pictures: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:
     """Values in 0..1 as whole numbers in 0..255."""
     return (pictures.clamp(0, 1) * 255).round().to(torch.uint8)
 

@@ -62,10 +62,7 @@ def render(scenes: list[Scene], size: int = 64, *, supersample: int = 2, device:
     Raises:
         ValueError: for no scenes, a size under 8, or a supersample under 1.
     """
-    if not scenes:
-        raise ValueError("nothing to render: the list of scenes is empty")
-    if size < 8 or supersample < 1:
-        raise ValueError(f"size must be at least 8 and supersample at least 1, got {size} and {supersample}")
+    _check(scenes, size, supersample)
     at_once = max(1, _RAYS_AT_ONCE // (size * size * supersample**2))
     parts = [_render_some(scenes[k : k + at_once], size, supersample, device) for k in range(0, len(scenes), at_once)]
     return Frame(**{item.name: torch.cat([getattr(part, item.name) for part in parts]) for item in fields(Frame)})
@@ -74,11 +71,19 @@ def render(scenes: list[Scene], size: int = 64, *, supersample: int = 2, device:
 def picture(
     scenes: list[Scene], size: int = 64, *, supersample: int = 2, device: str | torch.device = "cpu"
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Only the colours of `render`, for training: no ground-truth rays are traced."""
+    """Only the colours of `render`, for training: no ground-truth rays are traced; raises as `render`."""
+    _check(scenes, size, supersample)
     with torch.inference_mode():
         at_once = max(1, _RAYS_AT_ONCE // (size * size * supersample**2))
         groups = [scenes[k : k + at_once] for k in range(0, len(scenes), at_once)]
         return torch.cat([_colours(group, pack(group, device), size, supersample) for group in groups])
+
+
+def _check(scenes: list[Scene], size: int, supersample: int) -> None:
+    if not scenes:
+        raise ValueError("nothing to render: the list of scenes is empty")
+    if size < 8 or supersample < 1:
+        raise ValueError(f"size must be at least 8 and supersample at least 1, got {size} and {supersample}")
 
 
 def _render_some(scenes: list[Scene], size: int, supersample: int, device: str | torch.device) -> Frame:

@@ -28,9 +28,7 @@ class Object:
     rotation: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, kind in _OBJECT_WORDS.items():
-            _check_word(name, getattr(self, name), get_args(kind))
-        _check_numbers(self, "x", "z", "rotation")
+        _check_fields(vars(self))
 
     @property
     def radius(self) -> float:
@@ -55,9 +53,7 @@ class Light:
     ambient: float = 0.38
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "azimuth", "elevation")
-        _check_numbers(self, "softness", low=0.0, high=90.0)
-        _check_numbers(self, "ambient", low=0.0, high=1.0)
+        _check_fields(vars(self))
 
 
 @dataclass(frozen=True)
@@ -79,10 +75,7 @@ class Camera:
     target_height: float = 0.4
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "azimuth", "target_height")
-        _check_numbers(self, "elevation", low=-90.0, high=90.0)
-        _check_numbers(self, "distance", low=1e-3)
-        _check_numbers(self, "fov", low=1.0, high=170.0)
+        _check_fields(vars(self))
 
 
 @dataclass(frozen=True)
@@ -96,8 +89,7 @@ class Scene:
     camera: Camera = field(default_factory=Camera)
 
     def __post_init__(self) -> None:
-        _check_word("floor", self.floor, get_args(Floor))
-        _check_word("sky", self.sky, get_args(Sky))
+        _check_fields(vars(self))
 
     def to_json(self) -> str:
         """The scene as one line of JSON; `from_json` gives back an equal scene."""
@@ -119,36 +111,62 @@ class Scene:
         return _scene_from_dict(data)
 
 
-_OBJECT_WORDS: dict[str, Any] = {
+_WORDS: dict[str, Any] = {
     "shape": Shape,
     "colour": Colour,
     "size": Size,
     "material": Material,
     "pattern": Pattern,
+    "floor": Floor,
+    "sky": Sky,
+}
+_FAR = 1e6
+_RANGES = {
+    "x": (-_FAR, _FAR),
+    "z": (-_FAR, _FAR),
+    "rotation": (-_FAR, _FAR),
+    "azimuth": (-_FAR, _FAR),
+    "target_height": (-_FAR, _FAR),
+    "elevation": (-90.0, 90.0),
+    "softness": (0.0, 90.0),
+    "ambient": (0.0, 1.0),
+    "distance": (1e-3, _FAR),
+    "fov": (1.0, 170.0),
 }
 
 
-def _check_word(name: str, word: Any, allowed: tuple[str, ...]) -> None:
-    if not isinstance(word, str) or word not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {word!r}")
-
-
-def _check_numbers(owner: Any, *names: str, low: float = -1e6, high: float = 1e6) -> None:
-    for name in names:
-        value = getattr(owner, name)
+def _check_fields(values: dict[str, Any]) -> None:
+    for name in values.keys() & _WORDS.keys():
+        value, allowed = values[name], get_args(_WORDS[name])
+        if not isinstance(value, str) or value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+    for name in values.keys() & _RANGES.keys():
+        value, (low, high) = values[name], _RANGES[name]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{name} must be a number, got {value!r}")
         if not low <= value <= high:
             raise ValueError(f"{name} must be within {low:g}..{high:g}, got {value}")
 
 
+def _read(kind: type[Any], values: Any) -> Any:
+    """One of the dataclasses, from a decoded JSON object."""
+    if not isinstance(values, dict):
+        raise ValueError(f"not a scene: expected a JSON object, got {type(values).__name__}")
+    if unknown := sorted(values.keys() - {field.name for field in dataclasses.fields(kind)}):
+        raise ValueError(f"not a scene: {kind.__name__} has no {unknown[0]!r}")
+    # Checked before the dataclass is made, so that what is wrong is named in the same words with type checks on.
+    _check_fields(values)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"not a scene: {error}") from error
+
+
 def _scene_from_dict(data: Any) -> Scene:
     if not isinstance(data, dict):
         raise ValueError(f"not a scene: expected a JSON object, got {type(data).__name__}")
-    try:
-        objects = tuple(Object(**item) for item in data.get("objects", ()))
-        light, camera = Light(**data.get("light", {})), Camera(**data.get("camera", {}))
-        rest = {key: value for key, value in data.items() if key not in ("objects", "light", "camera")}
-        return Scene(objects=objects, light=light, camera=camera, **rest)
-    except TypeError as error:
-        raise ValueError(f"not a scene: {error}") from error
+    items = data.get("objects", [])
+    if not isinstance(items, list):
+        raise ValueError(f"not a scene: objects must be a list, got {type(items).__name__}")
+    parts = {"light": _read(Light, data.get("light", {})), "camera": _read(Camera, data.get("camera", {}))}
+    return _read(Scene, data | parts | {"objects": tuple(_read(Object, item) for item in items)})
