@@ -69,10 +69,10 @@ def test_the_bound_vanishes_for_the_true_noise_and_the_smallest_variance() -> No
     signal = posterior.signal[times][:, None, None, None]
     noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
     lowest = torch.full_like(clean, -1.0)
-    exact = posterior.bound(clean, noisy, noise, lowest, times)
+    exact = posterior.bound(clean, noisy, noise, fraction=lowest, timestep=times)
     torch.testing.assert_close(exact, torch.zeros_like(exact), rtol=0, atol=1e-8)
-    assert float(posterior.bound(clean, noisy, noise, lowest + 1.0, times)) > 0
-    assert float(posterior.bound(clean, noisy, noise + 0.1, lowest, times)) > 1e-4
+    assert float(posterior.bound(clean, noisy, noise, fraction=lowest + 1.0, timestep=times)) > 0
+    assert float(posterior.bound(clean, noisy, noise + 0.1, fraction=lowest, timestep=times)) > 1e-4
 
 
 def test_the_bound_agrees_with_the_distributions_of_torch() -> None:
@@ -87,7 +87,7 @@ def test_the_bound_agrees_with_the_distributions_of_torch() -> None:
     true = torch.distributions.Normal(means[0], (posterior.log_smallest[300] / 2).exp())
     made = torch.distributions.Normal(means[1], (middle / 2).exp())
     wanted = torch.distributions.kl_divergence(true, made).mean() / torch.log(torch.tensor(2.0, dtype=torch.float64))
-    bound = posterior.bound(clean, noisy, wrong, torch.zeros_like(clean), t)
+    bound = posterior.bound(clean, noisy, wrong, fraction=torch.zeros_like(clean), timestep=t)
     torch.testing.assert_close(bound, wanted, rtol=1e-6, atol=1e-9)
 
 
@@ -158,7 +158,7 @@ def test_the_text_encoder_learns(tokenizer) -> None:
     table = _words.labelled(tokenizer, 20)
     torch.manual_seed(0)
     encoder = _words.build_encoder(len(tokenizer))
-    heads = torch.nn.ModuleDict({name: torch.nn.Linear(128, size) for name, size in _words._head_sizes().items()})
+    heads = _words.build_heads()
     config = dataclasses.replace(QUICK, steps=12, batch_size=16, learning_rate=2e-3, log_every=1)
     parts = {"encoder": encoder, "heads": heads}
     rows = fit(_words.loss(encoder, heads), parts, table, config, progress=False).rows

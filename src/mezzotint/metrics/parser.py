@@ -77,7 +77,7 @@ class SceneParser(nn.Module):
     def parse(
         self, pictures: Float[Tensor, "batch 3 height width"], *, batch_size: int = 64
     ) -> list[list[ParsedObject]]:
-        """Objects of each picture, surest first; x and y of an object are those of its centre, as shares of the picture.
+        """Objects of each picture, surest first; x and y are those of the centre, as shares of the picture.
 
         Args:
             pictures: sRGB in 0..1, 64 pixels a side for the embedded parser.

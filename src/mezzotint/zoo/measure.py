@@ -83,7 +83,7 @@ def generate(
     for first in range(0, len(texts), batch_size):
         part = texts[first : first + batch_size]
         noise = normal((4, side, side), seed=seed, purpose="measure", first=first, count=len(part), device=pipe.device)
-        made.append(_call(pipe, part, noise, guidance, steps))
+        made.append(_call(pipe, part, noise, guidance=guidance, steps=steps))
     return torch.cat(made)
 
 
@@ -111,7 +111,7 @@ def seconds_per_picture(pipe: Any, texts: list[str], **settings: Any) -> float:
     return (time.perf_counter() - start) / len(texts)
 
 
-def _call(pipe: Any, texts: list[str], noise: Tensor, guidance: float, steps: int) -> Tensor:
+def _call(pipe: Any, texts: list[str], noise: Tensor, *, guidance: float, steps: int) -> Tensor:
     made = pipe(
         texts,
         latents=noise.to(pipe.unet.dtype),

@@ -1,14 +1,22 @@
-"""Writes trained networks the way the zoo keeps them: half precision, safetensors, whole folders or nothing."""
+"""How recipes begin and end: networks initialised from a seed, and written in half precision, whole or not at all."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mezzotint.files import atomic_folder
+
+
+def seeded(build: Callable[[], Any], seed: int) -> Any:
+    """What `build` makes when torch's own initialisation draws from `seed`; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
 
 
 def save_module(module: Any, out: Path) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from mezzotint.training import Config, Step, fit
+from mezzotint.zoo.saving import seeded
 
 CROP, SIZE = 32, 64
 _STRIDE = 4
@@ -62,8 +63,7 @@ def build() -> Any:
 
 def train(pictures: UInt8[Tensor, "count 3 64 64"], *, steps: int = CONFIG.steps, seed: int = 0) -> Any:
     """Train encoder and decoder together; returns the averaged autoencoder."""
-    torch.manual_seed(seed)
-    network = build()
+    network = seeded(build, seed)
     return _fitted(network, network, pictures, dataclasses.replace(CONFIG, steps=steps, seed=seed))
 
 

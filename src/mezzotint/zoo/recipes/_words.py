@@ -23,6 +23,7 @@ from mezzotint.worlds.scenes.captions import STYLES, Caption, Style, caption
 from mezzotint.worlds.scenes.sampling import sample
 from mezzotint.worlds.scenes.scene import Scene
 from mezzotint.worlds.scenes.vocabulary import COLOURS, FLOORS, MATERIALS, PATTERNS, SHAPES, SIZES
+from mezzotint.zoo.saving import seeded
 
 LENGTH, WIDTH = 48, 128
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -104,10 +105,9 @@ def build_encoder(words: int) -> Any:
 
 def train(tokenizer: Any, *, scenes: int = 4000, steps: int = CONFIG.steps, seed: int = 0) -> Any:
     """Train a text encoder on captions of `scenes` scenes; returns it."""
-    torch.manual_seed(seed)
-    encoder = build_encoder(len(tokenizer))
+    encoder = seeded(lambda: build_encoder(len(tokenizer)), seed)
     config = dataclasses.replace(CONFIG, steps=steps, seed=seed, warmup=min(CONFIG.warmup, steps))
-    heads = nn.ModuleDict({name: nn.Linear(WIDTH, size) for name, size in _head_sizes().items()})
+    heads = seeded(build_heads, seed)
     fit(loss(encoder, heads), {"encoder": encoder, "heads": heads}, labelled(tokenizer, scenes), config)
     return encoder
 
@@ -179,6 +179,11 @@ def _sentence(heads: nn.ModuleDict, vector: Tensor, batch: dict[str, Tensor]) ->
     for name, weight in PAIRS.items():
         total = total + weight * F.binary_cross_entropy_with_logits(heads[f"pair_{name}"](vector), batch[name])
     return total
+
+
+def build_heads() -> nn.ModuleDict:
+    """One linear classifier for each thing that a token should know."""
+    return nn.ModuleDict({name: nn.Linear(WIDTH, size) for name, size in _head_sizes().items()})
 
 
 def _head_sizes() -> dict[str, int]:

@@ -22,7 +22,7 @@ from mezzotint.worlds.scenes.geometry import HALF_HEIGHT
 from mezzotint.worlds.scenes.render import render
 from mezzotint.worlds.scenes.sampling import sample
 from mezzotint.worlds.scenes.scene import Scene
-from mezzotint.zoo.saving import save_module
+from mezzotint.zoo.saving import save_module, seeded
 
 SIZE, GRID, MOST = 64, 32, 3
 VISIBLE_PIXELS = 12
@@ -87,8 +87,7 @@ def train(
         seed: seed of the weights and of every draw.
         run: folder for checkpoints, to be able to continue; none by default.
     """
-    torch.manual_seed(seed)
-    network = build()
+    network = seeded(build, seed)
     config = dataclasses.replace(CONFIG, steps=steps, seed=seed, warmup=min(CONFIG.warmup, steps))
     result = fit(loss(network), network, data(pictures), config, folder=run, held_out=data(512, split="validation"))
     assert result.ema is not None

@@ -21,6 +21,7 @@ from mezzotint.worlds.scenes.render import picture
 from mezzotint.worlds.scenes.sampling import sample
 from mezzotint.worlds.scenes.scene import Scene
 from mezzotint.zoo.recipes import _autoencoder, _denoiser, _words
+from mezzotint.zoo.saving import seeded
 
 _AT_ONCE = 512
 _HELD_OUT = 512
@@ -106,8 +107,7 @@ def save(pipe: Any, out: Path) -> None:
 def _train_denoiser(
     text: Any, cached: dict[str, Tensor], scale: float, *, steps: int, seed: int, run: Path | None
 ) -> Any:
-    torch.manual_seed(seed)
-    unet = _denoiser.build()
+    unet = seeded(_denoiser.build, seed)
     config = dataclasses.replace(_denoiser.CONFIG, steps=steps, seed=seed, warmup=min(_denoiser.CONFIG.warmup, steps))
     held_out = {name: value[-_HELD_OUT:] for name, value in cached.items()}
     shown = {name: value[:-_HELD_OUT] for name, value in cached.items()}

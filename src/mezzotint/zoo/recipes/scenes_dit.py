@@ -24,6 +24,7 @@ from mezzotint.worlds.scenes.sampling import sample
 from mezzotint.worlds.scenes.vocabulary import COLOURS, SHAPES
 from mezzotint.zoo.recipes import _autoencoder, _denoiser
 from mezzotint.zoo.recipes.scenes import rendered
+from mezzotint.zoo.saving import seeded
 
 CLASSES: tuple[str, ...] = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 NULL_CLASS = len(CLASSES)
@@ -80,8 +81,7 @@ def train(
 
     vae = AutoencoderKL.from_pretrained(zoo_path("scenes"), subfolder="vae", use_safetensors=True)
     shown, held_out = data(vae, pictures), data(vae, 384, split="validation")
-    torch.manual_seed(seed)
-    network = build()
+    network = seeded(build, seed)
     config = dataclasses.replace(CONFIG, steps=steps, seed=seed, warmup=min(CONFIG.warmup, steps))
     scale = vae.config.scaling_factor
     done = fit(loss(network, scale), network, shown, config, folder=run, held_out=held_out)
@@ -114,7 +114,7 @@ def loss(network: Any, scale: float) -> Any:
             made = network(noisy, timestep=timestep, class_labels=label).sample.float()
         made_noise, variance = made.chunk(2, 1)
         simple = (made_noise - noise).square().mean()
-        bound = posterior.bound(clean, noisy, made_noise.detach(), variance, timestep)
+        bound = posterior.bound(clean, noisy, made_noise.detach(), fraction=variance, timestep=timestep)
         return simple + _BOUND_WEIGHT * len(posterior.signal) * bound, {
             "simple": simple.detach(),
             "bound": bound.detach(),
@@ -149,6 +149,7 @@ class Posterior:
         clean: Float[Tensor, "batch c h w"],
         noisy: Float[Tensor, "batch c h w"],
         noise: Float[Tensor, "batch c h w"],
+        *,
         fraction: Float[Tensor, "batch c h w"],
         timestep: Int[Tensor, " batch"],
     ) -> Float[Tensor, ""]:
