@@ -1,5 +1,6 @@
 """Laws of Align Your Steps: closed forms on Gaussian data, and what must hold for every denoiser (arXiv 2404.14507)."""
 
+import copy
 import hashlib
 import json
 import math
@@ -13,8 +14,21 @@ from torch.testing import assert_close
 
 import mezzotint
 from mezzotint.methods import align_your_steps as ays
-from mezzotint.methods.align_your_steps import chain, data, frozen, gaussian, grids, klub, mixtures, published, search
+from mezzotint.methods.align_your_steps import (
+    analytic,
+    chain,
+    data,
+    embedded,
+    frozen,
+    gaussian,
+    grids,
+    klub,
+    mixtures,
+    published,
+    search,
+)
 from mezzotint.methods.align_your_steps import solvers as solvers_module
+from mezzotint.methods.align_your_steps.fingerprint import fingerprint
 from mezzotint.methods.align_your_steps.optimiser import optimise_pipeline
 from mezzotint.methods.align_your_steps.schedule import Schedule
 from tests.methods.conftest import sd_scheduler, tiny_vae
@@ -448,6 +462,15 @@ class TestPipelines:
         expected = sd15.vae.encode(pictures * 2 - 1).latent_dist.mode() * sd15.vae.config.scaling_factor
         assert_close(clean.latents, expected.detach())
 
+    def test_fingerprint_belongs_to_the_weights_and_not_to_their_precision(self):
+        torch.manual_seed(0)
+        network = torch.nn.Linear(300, 7)
+        name = fingerprint(network)
+        assert fingerprint(copy.deepcopy(network).half()) == name
+        with torch.no_grad():
+            network.weight[0, 0] += 1.0
+        assert fingerprint(network) != name
+
     def test_warnings_name_what_does_not_fit(self, sd15):
         schedule = Schedule.from_levels(
             range(0, 1000, 333), SIGMAS, name="align-your-steps", facts={"guidance": 7.5, "model": "another"}
@@ -565,3 +588,23 @@ def test_door_is_reachable_without_torch():
     code = "import sys, mezzotint; mezzotint.align_your_steps.make; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert mezzotint.align_your_steps.VERBS["schedule"] is ays.optimise
+
+
+class TestExperiment:
+    def test_every_number_of_steps_is_read_from_one_search_and_the_reference_is_at_distance_zero(self, sd15):
+        size = embedded.Size(2, (5, 10), 12, 6, 24, 2, 12, 0, 0)
+        found = embedded.optimise_all(sd15, 0, size, 2.0)
+        arms = {arm for arm, _ in found.schedules}
+        assert {"AYS", "EDM", "LogSNR", "time-uniform", "arctan", "no early stopping", "KLUB optimum"} <= arms
+        assert found.schedules["AYS", 10].levels[::2] == found.schedules["AYS", 5].levels
+        bench = embedded.Bench.make(sd15, ["a", "b"], seed=0, steps=12, guidance=2.0)
+        same = ays.make("time-uniform", steps=12, pipe=sd15)
+        assert torch.equal(bench.latents(same, "2m"), bench.reference)
+        assert embedded._distances(bench, found, "2m", 5)["AYS"] > [0.0, 0.0]
+
+    def test_quality_of_the_true_data_is_the_best_of_all_arms(self):
+        size = analytic.Size(48, 48, 200, 2, 300)
+        values = analytic._lattice(analytic.CASES[1], 0, size)
+        means = {arm: sum(v) / len(v) for arm, v in values[analytic.NLL].items()}
+        assert min(means, key=means.get) == "true data"
+        assert means["AYS"] < min(means["EDM"], means["LogSNR"])
