@@ -155,3 +155,12 @@ def test_no_torch_before_it_is_needed(words):
     code = f"import sys; from mezzotint.cli import main; assert main({words!r}) == 0; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_stops_listening_is_no_error():
+    """As in `mezzotint cite | head -0`."""
+    words = [sys.executable, "-m", "mezzotint.cli", "cite"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        child.stdout.close()
+        assert child.wait(timeout=60) == 0
+        assert child.stderr.read() == ""

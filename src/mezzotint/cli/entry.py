@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
-            return _run(words)
+            code = _run(words)
+        sys.stdout.flush()
+        return code
     except SystemExit as stop:
         return int(stop.code or 0)
     except BrokenPipeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ _SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
 _PACKAGES = ("mezzotint", "torch", "diffusers", "transformers", "numpy", "pillow")
 
 
+@lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     """Return the installed versions of everything that a picture's bytes depend on."""
     found = {}

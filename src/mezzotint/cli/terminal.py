@@ -71,7 +71,7 @@ def emit(result: Any, *, as_json: bool) -> int:
     """
     answer = result if isinstance(result, Answer) else Answer(data := plain(result), "\n".join(_lines(data)))
     if as_json:
-        print(json.dumps(plain(answer.data), indent=2, ensure_ascii=False))
+        print(json.dumps(plain(answer.data), indent=2))
     elif answer.text:
         print(answer.text)
     return answer.code
