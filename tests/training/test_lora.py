@@ -117,6 +117,18 @@ def test_stock_diffusers_reads_the_file_with_its_alpha(tmp_path: Path) -> None:
     assert_close(unet_output(other), unet_output(model))
 
 
+def test_stock_diffusers_reads_text_encoders_too(tmp_path: Path) -> None:
+    model, other = models.text_encoder(), models.text_encoder()
+    perturb(lora.add(model, rank=3, alpha=1.5, targets=("q_proj", "v_proj")))
+    lora.save(tmp_path, {"text_encoder": model})
+    state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
+        str(tmp_path), return_lora_metadata=True, weight_name=lora.FILE, local_files_only=True
+    )
+    assert all(key.startswith("text_encoder.text_model.encoder.layers.") for key in state)
+    StableDiffusionPipeline.load_lora_into_text_encoder(state, alphas, other, adapter_name="x", metadata=metadata)
+    assert_close(text_output(other), text_output(model))
+
+
 def test_two_adapters_live_side_by_side(tmp_path: Path) -> None:
     model = models.unet()
     perturb(lora.add(model, rank=2, name="one"))

@@ -58,7 +58,7 @@ def test_two_processes_give_the_loss_curve_of_one(runs: dict[int, Path]) -> None
     assert [row["step"] for row in one] == [row["step"] for row in two]
     for first, second in zip(one, two, strict=True):
         assert second["loss"] == pytest.approx(first["loss"], rel=1e-3)
-        assert second.get("held_out") == pytest.approx(first.get("held_out"), rel=1e-3)
+        assert second.get("held_out", 0.0) == pytest.approx(first.get("held_out", 0.0), rel=1e-3)
 
 
 def test_both_processes_end_with_the_weights_of_one(runs: dict[int, Path]) -> None:

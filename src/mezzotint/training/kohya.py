@@ -62,7 +62,7 @@ def converted(models: Mapping[str, nn.Module], name: str = "default") -> dict[st
     for component, model in models.items():
         first = "lora_te1" if component == "text_encoder" and "text_encoder_2" in models else PREFIXES[component]
         for key, layer in lora.layers(model, name).items():
-            stem = f"{first}_{key.replace('.', '_')}"
+            stem = f"{first}.{lora.stored_name(component, key).partition('.')[2]}".replace(".", "_")
             found[f"{stem}.lora_down.weight"] = layer.lora_A[name].weight.detach().contiguous()
             found[f"{stem}.lora_up.weight"] = layer.lora_B[name].weight.detach().contiguous()
             found[f"{stem}.alpha"] = torch.tensor(float(layer.scaling[name] * layer.r[name]))
@@ -84,7 +84,8 @@ def verify(path: Path, unet: nn.Module, *, name: str = "default", probe: Probe) 
             base = probe(unet)
         live = probe(unet)
         state, alphas = StableDiffusionPipeline.lora_state_dict(dict(stored))
-        StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, adapter_name=CHECK)
+        with lora.several_adapters():
+            StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, adapter_name=CHECK)
         try:
             lora.activate(unet, CHECK)
             again = probe(unet)

@@ -116,9 +116,19 @@ def disabled(*models: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def several_adapters() -> Iterator[None]:
+    """Add an adapter beside others without peft's warning: here it is what is wanted."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute", category=UserWarning)
+        yield
+
+
 def remove(model: nn.Module, name: str = "default") -> None:
     """Take an adapter out; removing the last one puts the plain layers back."""
     for layer in layers(model, name).values():
+        if name in layer.active_adapters:
+            layer.set_adapter([other for other in layer.active_adapters if other != name])
         layer.delete_adapter(name)
     config: dict[str, LoraConfig] = getattr(model, "peft_config", {})
     config.pop(name, None)
@@ -158,7 +168,8 @@ def save(
     packed: dict[str, Tensor] = {}
     described: dict[str, Any] = {}
     for prefix, model in models.items():
-        packed |= {f"{prefix}.{key}": value.to(dtype).contiguous() for key, value in tensors(model, name).items()}
+        state = tensors(model, name)
+        packed |= {stored_name(prefix, key): value.to("cpu", dtype).contiguous() for key, value in state.items()}
         described |= {f"{prefix}.{key}": value for key, value in _described(model, name).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_safetensors(path, packed, {"format": "pt", METADATA: json.dumps(described, sort_keys=True)})
@@ -182,11 +193,25 @@ def load(path: str | Path, models: Mapping[str, nn.Module], *, name: str = "defa
     described = json.loads(files.safetensors_metadata(path).get(METADATA, "{}"))
     for prefix, model in models.items():
         cut = f"{prefix}."
-        state = {key.removeprefix(cut): value for key, value in stored.items() if key.startswith(cut)}
+        state = {_live_name(model, key.removeprefix(cut)): v for key, v in stored.items() if key.startswith(cut)}
         if not state:
             raise ValueError(f"{path} holds no LoRA for {prefix!r}; its keys start with {sorted(stored)[:2]}")
         facts = {key.removeprefix(cut): value for key, value in described.items() if key.startswith(cut)}
         _put(model, state, facts or _guessed(state), name)
+
+
+def stored_name(component: str, layer: str) -> str:
+    """The name in a file of a component's layer.
+
+    Text encoders are stored with the level "text_model", which transformers before version 5 and other tools have;
+    readers without that level strip it.
+    """
+    level = "text_model." if component.startswith("text_encoder") and not layer.startswith("text_model.") else ""
+    return f"{component}.{level}{layer}"
+
+
+def _live_name(model: nn.Module, layer: str) -> str:
+    return layer if hasattr(model, "text_model") else layer.removeprefix("text_model.")
 
 
 def _put(model: nn.Module, state: dict[str, Tensor], facts: dict[str, Any], name: str) -> None:
@@ -201,9 +226,7 @@ def _put(model: nn.Module, state: dict[str, Tensor], facts: dict[str, Any], name
 
 
 def _inject(model: nn.Module, config: LoraConfig, name: str) -> None:
-    with warnings.catch_warnings():
-        # A second adapter is what is wanted, not a mistake to warn of.
-        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute", category=UserWarning)
+    with several_adapters():
         inject_adapter_in_model(config, model, adapter_name=name)
     # What diffusers and transformers look at to know that a model carries adapters.
     model._hf_peft_config_loaded = True  # type: ignore[assignment]
