@@ -144,9 +144,8 @@ def _compare(claim: Claim, row: Row, baseline: str) -> Comparison:
     interval = difference(row, claim.arm, baseline, relative=claim.relative)
     seeds, units = row.shape
     resampled = claim.arm in row.draws and baseline in row.draws
-    reason = "" if resampled or seeds * units >= MINIMUM_UNITS else (
-        f"{seeds * units} paired values are too few for a 95 % interval, at least {MINIMUM_UNITS} are needed"
-    )  # fmt: skip
+    enough = resampled or max(seeds, units) >= MINIMUM_UNITS
+    reason = "" if enough else f"{row.size} are too few for an interval: measure at least {MINIMUM_UNITS} seeds"
     found = _outcome(interval, sign=_sign(row), margin=claim.margin)
     outcome: Outcome = "inconclusive" if reason else found
     return Comparison(baseline, arm_interval(row, claim.arm), arm_interval(row, baseline), interval, outcome, reason)

@@ -1,9 +1,8 @@
 """Distances between two samples that need no fitted Gaussian.
 
 * `kernel_distance`: unbiased squared MMD with the cubic kernel, Binkowski et al., "Demystifying MMD GANs"
-  (arXiv:1801.01401), section 4.
-* `energy_distance`: Szekely and Rizzo, "Energy statistics" (Journal of Statistical Planning and Inference 143, 2013),
-  equation 2.1.
+  (arXiv:1801.01401).
+* `energy_distance`: Szekely and Rizzo, "Energy statistics" (Journal of Statistical Planning and Inference 143, 2013).
 """
 
 from __future__ import annotations
