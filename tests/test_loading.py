@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from PIL import Image
 
 import mezzotint
 from mezzotint import loading
-from mezzotint.files import FileError, write_safetensors
-from mezzotint.loading import check_model, embedded, find, model_hash, zoo_path
+from mezzotint.files import FileError, write_json, write_safetensors
+from mezzotint.loading import check_model, embedded, find, model_hash, recommended, zoo_path
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +187,20 @@ def test_a_file_is_no_pipeline(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"")
     with pytest.raises(FileError, match="a pipeline is a folder"):
         mezzotint.load(tmp_path / "x.safetensors")
+
+
+def test_a_model_recommends_what_its_makers_measured(tmp_path: Path) -> None:
+    pipe = SimpleNamespace(config=SimpleNamespace(_name_or_path=str(tmp_path)))
+    assert recommended(pipe, "guidance_scale") is None
+    write_json(tmp_path / "metrics.json", {"recommended": {"guidance_scale": 3.5}})
+    assert recommended(pipe, "guidance_scale") == 3.5
+    assert recommended(pipe, "steps") is None
+    assert recommended(SimpleNamespace(), "guidance_scale") is None
+
+
+def test_a_card_does_not_change_what_a_model_is(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {"width": 3})
+    before = model_hash(tmp_path)
+    write_json(tmp_path / "metrics.json", {"accuracy": 0.9})
+    write_json(tmp_path / "manifest.json", {})
+    assert model_hash(tmp_path) == before

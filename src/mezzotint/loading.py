@@ -28,6 +28,9 @@ Pipeline: TypeAlias = Any
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _LIBRARIES = ("diffusers", "transformers")
 _INDEX = "model_index.json"
+MEASURED = "metrics.json"
+_ABOUT = {"manifest.json", MEASURED}
+"""What is said about a model is no part of what it is: a new card leaves its hash alone."""
 
 
 def load(
@@ -129,11 +132,28 @@ def model_hash(folder: str | Path) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(Path(folder).rglob("*")):
-        if path.suffix in {".safetensors", ".json", ".txt"} and path.is_file():
+        if path.suffix in {".safetensors", ".json", ".txt"} and path.is_file() and path.name not in _ABOUT:
             with open_foreign(path, max_bytes=2**40) as file:
                 content = hashlib.file_digest(file, "sha256").digest()
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + content)
     return digest.hexdigest()[:16]
+
+
+def recommended(pipe: Any, setting: str) -> Any:
+    """What the model's makers found best for a setting on validation data, such as "guidance_scale"; None if unsaid.
+
+    It is read from `metrics.json` beside the weights, under "recommended".
+
+    Raises:
+        FileError: that file is there and cannot be read.
+    """
+    folder = getattr(getattr(pipe, "config", None), "_name_or_path", None)
+    path = Path(str(folder)) / MEASURED
+    if not folder or not path.is_file():
+        return None
+    data = read_json(path)
+    found = data.get("recommended") if isinstance(data, dict) else None
+    return found.get(setting) if isinstance(found, dict) else None
 
 
 def _fetch(hub_id: str) -> Path:

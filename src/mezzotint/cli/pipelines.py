@@ -91,7 +91,11 @@ def takes(pipe: Any, parameter: str) -> bool:
 
 
 def default(pipe: Any, parameter: str) -> Any:
-    """Return the value that a pipeline's call uses when this parameter is not given."""
+    """Return the value for a parameter that is not given: what the model recommends, else what its call would use."""
+    from mezzotint.loading import recommended
+
+    if (best := recommended(pipe, parameter)) is not None:
+        return best
     found = inspect.signature(type(pipe).__call__).parameters.get(parameter)
     return None if found is None or found.default is inspect.Parameter.empty else found.default
 

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mezzotint.diffusion import Condition, Denoiser, guided
+from mezzotint.loading import recommended
 
 from .klub import Denoise
 from .schedule import Schedule
@@ -62,9 +63,11 @@ def is_conditional(pipe: Any) -> bool:
 
 
 def default_guidance(pipe: Any) -> float:
-    """The guidance scale that the pipeline itself uses when nothing is said; 1 for unconditional ones."""
+    """The scale that the model recommends, else the one its call uses by itself; 1 for unconditional pipelines."""
     if not is_conditional(pipe):
         return 1.0
+    if (best := recommended(pipe, "guidance_scale")) is not None:
+        return float(best)
     parameter = inspect.signature(pipe.__call__).parameters.get("guidance_scale")
     return 1.0 if parameter is None or parameter.default is None else float(parameter.default)
 
