@@ -264,15 +264,34 @@ def test_when_limits_an_edit_to_steps(unet: Case) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_model_takes_edits_too() -> None:
+def test_a_compiled_wrapper_takes_edits_too() -> None:
     case = dit()
     compiled = Case(torch.compile(case.model, backend="eager"), case.latent, case.arguments)
     assert backbone(compiled.model) is case.model
     plain = compiled.run()
-    with install(compiled.model, Output(lambda call, output, states: output + call.moment.step)):
-        assert torch.equal(compiled.run(900), case.run(900))
-        assert not torch.equal(compiled.run(), plain)
+    for shift in (1, 5):
+        edit = Output(lambda call, output, states, shift=shift: output + shift + call.moment.step)
+        with install(case.model, edit) as installed:
+            for timestep in (900, 500):
+                wanted = case.run(timestep)
+                assert torch.equal(compiled.run(timestep), wanted)
+            assert installed.moment.step == 1
     assert torch.equal(compiled.run(), plain)
+
+
+def test_compiled_code_is_set_aside_while_edits_are_installed(unet: Case) -> None:
+    plain, calls = unet.run(), []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        calls.append(graph)
+        return graph
+
+    unet.model.compile(backend=backend)
+    before = unet.model._compiled_call_impl
+    with install(unet.model, Output(lambda call, output, states: output + 1)):
+        assert not torch.equal(unet.run(), plain)
+    assert not calls
+    assert unet.model._compiled_call_impl is before
 
 
 def pipeline() -> StableDiffusionPipeline:

@@ -86,6 +86,7 @@ class Plan:
         self.installations: list[Installation] = []
         self.latent: Grid | None = None
         self.hook: Any = None
+        self.compiled: list[tuple[nn.Module, Any]] = []
         self._by_site: dict[str, list[Edit]] = {}
         self._now: dict[str, list[Edit]] = {}
         self._signature = inspect.signature(model.forward)

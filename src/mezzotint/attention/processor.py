@@ -47,6 +47,9 @@ def install(model_or_pipe: Any, *edits: Edit, branches: Branches | None = None) 
     Steps are counted from the timesteps the model is called with: a changed one is a new step, and one that goes back
     against the direction so far is step 0 of a new trajectory. Reading it waits for the device once a pass.
 
+    A network compiled by its `compile()` runs uncompiled meanwhile, with the same weights; compile it inside the
+    context to have everything but the attention layers compiled.
+
     Args:
         model_or_pipe: a diffusers pipeline, or its U-Net or transformer.
         *edits: what to do; none is allowed, and changes no bit.
@@ -166,9 +169,14 @@ def _plan_on(model: nn.Module) -> Plan | None:
 
 
 def _attach(plan: Plan) -> None:
+    """Puts the processors there, and sets compiled code aside: it would be compiled anew around every layer."""
     plan.hook = plan.model.register_forward_pre_hook(plan.begin, with_kwargs=True)
     for site, layer in plan.located:
         _put(layer, EditProcessor(site, layer.processor, plan))
+    for module in plan.model.modules():
+        if module._compiled_call_impl is not None:
+            plan.compiled.append((module, module._compiled_call_impl))
+            module._compiled_call_impl = None
 
 
 def _detach(plan: Plan) -> None:
@@ -177,6 +185,8 @@ def _detach(plan: Plan) -> None:
     for _, layer in plan.located:
         if isinstance(layer.processor, EditProcessor) and layer.processor.plan is plan:
             _put(layer, layer.processor.stock)
+    for module, compiled in plan.compiled:
+        module._compiled_call_impl = module._compiled_call_impl or compiled
 
 
 def _put(layer: Any, processor: Any) -> None:
