@@ -11,8 +11,8 @@ __all__ = ["Choice", "Plan", "Report", "plan"]
 Choice: TypeAlias = tuple[str, int]
 """An eager engine: (dtype name, threads)."""
 
-# Speed-up of torch.compile with frozen weights over the same dtype eager: the lower ends of what SD 1.5 and DiT-XL/2 sized
-# networks gave on a processor with AMX (`make bench-speed` measures a machine); not calibrated for each processor.
+# Speed-up of torch.compile with frozen weights over the same dtype eager: the lower ends of what SD 1.5 and DiT-XL/2
+# sized networks gave on a processor with AMX (`make bench-speed` measures a machine); not calibrated for each one.
 SPEEDUP = {"bfloat16": 1.6, "float16": 1.3, "float32": 1.15}
 # Compiling such a network takes 45 to 90 seconds of a free core; they have 700 to 1100 modules.
 SECONDS_A_MODULE = 0.08
