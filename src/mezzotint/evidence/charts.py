@@ -8,6 +8,8 @@ panel is as wide as a telephone: a page puts panels side by side where there is 
 from __future__ import annotations
 
 import re
+import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,8 +37,10 @@ _INK, _MUTED, _GRID, _PAPER = _ROLES
 _ORACLE = len(COLOURS) - 1
 _MARKERS = "osD^vPXp*"
 _SMALL, _WIDE, _LARGE = (2.85, 2.1), 3.3, (4.9, 3.0)
+# Labels are words, not formulas: a dollar sign stays one.
 _RC = {"svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8.5,
-       "axes.labelsize": 8.5, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "axes.labelcolor": _MUTED}  # fmt: skip
+       "axes.labelsize": 8.5, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "axes.labelcolor": _MUTED,
+       "text.parse_math": False}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,8 @@ def _look(slot: int) -> dict[str, Any]:
 
 
 def _axes(size: tuple[float, float]) -> tuple[Canvas, Any]:
-    with rc_context(_RC):
-        canvas = Canvas(figsize=size, layout="constrained", facecolor="none")
-        axes = canvas.add_subplot(facecolor="none")
+    canvas = Canvas(figsize=size, layout="constrained", facecolor="none")
+    axes = canvas.add_subplot(facecolor="none")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -112,13 +115,18 @@ def _axes(size: tuple[float, float]) -> tuple[Canvas, Any]:
 def _svg(canvas: Canvas, salt: str) -> str:
     """Render; ids are salted by the title, because several panels share one page."""
     buffer = StringIO()
-    with rc_context({**_RC, "svg.hashsalt": salt}):
+    with rc_context({"svg.hashsalt": salt}), warnings.catch_warnings():
+        # The browser draws the words, with its fonts; matplotlib only measures them with its own.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         FigureCanvasSVG(canvas).print_svg(
             buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
     text = buffer.getvalue()[buffer.getvalue().index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    prefix = re.sub(r"\W+", "-", salt).strip("-").lower() or "panel"
+    # A style element would style the whole page around the plot: its one rule becomes two inherited attributes.
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, count=1, flags=re.DOTALL)
+    text = text.replace("<svg ", '<svg stroke-linejoin="round" stroke-linecap="butt" ', 1)
+    prefix = f"p{zlib.crc32(salt.encode()):08x}"
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r"""(url\(|href=")#""", rf"\1#{prefix}-", text)
     text = re.sub(r'(<svg[^>]*?) (?:width)="[^"]*"', r"\1", text, count=1)
@@ -145,7 +153,7 @@ def _scale(axis: Any, *, log: bool, rate: bool = False) -> None:
     axis.set_major_formatter(FuncFormatter(partial(_tick, rate=rate)))
 
 
-def _tick(value: float, _: object = None, *, rate: bool = False) -> str:
+def _tick(value: Any, _: object = None, *, rate: bool = False) -> str:
     text = f"{value * 100:.4g} %" if rate else f"{value:.4g}"
     return text.replace("-", "\N{MINUS SIGN}")
 
@@ -180,6 +188,7 @@ def _draw_bars(axes: Any, figure: Figure, colours: Mapping[str, int]) -> None:
             axes.vlines(places, series.low, series.high, color=_INK, linewidth=1, zorder=6)
 
 
+@rc_context(_RC)
 def figure_panel(figure: Figure, colours: Mapping[str, int], *, salt: str = "", rate: bool = False) -> Panel:
     """Draw a figure of series.
 
@@ -217,6 +226,7 @@ def _logarithmic(rows: Sequence[Row]) -> bool:
     return rows[0].unit != "rate" and low > 0 and high / low > 12
 
 
+@rc_context(_RC)
 def _line_panel(
     rows: Sequence[Row], colours: Mapping[str, int], *, salt: str, log: bool, limits: tuple[float, float]
 ) -> Panel:
@@ -255,6 +265,7 @@ def _fixed(places: Sequence[float | None]) -> Any:
     return FixedLocator([place for place in places if place is not None])
 
 
+@rc_context(_RC)
 def _dot_panel(row: Row, colours: Mapping[str, int], *, salt: str, log: bool, limits: tuple[float, float]) -> Panel:
     names = list(row.values)
     canvas, axes = _axes((_WIDE, 0.7 + 0.22 * len(names)))

@@ -120,7 +120,8 @@ class Experiment:
             )
         tables = {arm: as_values(numbers) for arm, numbers in values.items()}
         resampled = {arm: tuple(map(float, numbers)) for arm, numbers in (draws or {}).items()}
-        row = Row(metric, tables, unit, direction, group, at, axis, note, resampled, counted)
+        place = None if at is None else float(at)  # an int would come back from a file as another text
+        row = Row(metric, tables, unit, direction, group, place, axis, note, resampled, counted)
         key = (metric, row.condition)
         if (known := self._rows.get(key)) is not None:
             row = replace(known, values={**known.values, **tables}, draws={**known.draws, **resampled})

@@ -182,7 +182,8 @@ def _section(evidence: Evidence) -> dict[str, Any]:
     return {
         "evidence": evidence, "facts": evidence.facts, "slots": colours, "metrics": metrics, "arms": arms,
         "lines": lines, "verdicts": evidence.verdicts, "figures": _figures(evidence, colours),
-        "cover": _cover(evidence), "kinds": {arm.name: arm.kind for arm in evidence.arms},
+        "cover": _cover(evidence), "sketch": _sketch(evidence, colours),
+        "kinds": {arm.name: arm.kind for arm in evidence.arms},
     }  # fmt: skip
 
 
@@ -191,6 +192,14 @@ def _cover(evidence: Evidence) -> list[Sample]:
     own = {arm.name for arm in evidence.arms if arm.kind == "method"}
     mine = [sample for sample in evidence.samples if sample.arm in own] or list(evidence.samples)
     return sorted(mine, key=lambda sample: sample.right is False)[:4]
+
+
+def _sketch(evidence: Evidence, colours: dict[str, int]) -> Panel | None:
+    """The plot that stands for a method without pictures."""
+    if evidence.samples or not evidence.rows:
+        return None
+    rows = evidence.rows_of(evidence.metrics[0])
+    return row_panels(rows, colours, salt=f"sketch-{evidence.facts.slug}")[0]
 
 
 def _effect(verdict: Verdict, comparison: Comparison) -> Printed:
