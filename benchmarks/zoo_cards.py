@@ -1,0 +1,167 @@
+"""Measures the embedded models on the test split and writes their cards: python benchmarks/zoo_cards.py [NAME ...]."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mezzotint.files import read_json
+from mezzotint.loading import load, zoo_path
+from mezzotint.metrics.bootstrap import mean_interval
+from mezzotint.metrics.parser import SceneParser
+from mezzotint.zoo import measure
+from mezzotint.zoo.cards import write_card
+from mezzotint.zoo.recipes import _autoencoder, scenes_dit
+from mezzotint.zoo.recipes.scenes import rendered
+
+MACHINE = "2 cores of a shared x86-64 processor without a GPU"
+GUIDANCE = (2.0, 3.0, 4.5, 6.0)
+
+
+def share(values: list[float]) -> dict[str, float]:
+    """Mean and 95 % bootstrap interval."""
+    found = mean_interval(torch.tensor(values, dtype=torch.float64)[None])
+    return {"mean": found.estimate, "low": found.low, "high": found.high, "count": len(values)}
+
+
+def told(entry: dict[str, float], *, percent: bool = True) -> str:
+    """An entry of `share` in words."""
+    if percent:
+        return (
+            f"{100 * entry['mean']:.1f} % ({100 * entry['low']:.1f} to {100 * entry['high']:.1f}; n = {entry['count']})"
+        )
+    return f"{entry['mean']:.2f} ({entry['low']:.2f} to {entry['high']:.2f}; n = {entry['count']})"
+
+
+def facts_of(name: str, training: dict[str, str], measured: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """The texts of a card with their numbers put in."""
+    texts = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))[name]
+    filled = {key: text.format(**values) if isinstance(text, str) else text for key, text in texts.items()}
+    return {**filled, "training": training, "measured": measured}
+
+
+def parser_card(training: dict[str, str], *, count: int) -> None:
+    """Card of `scene-parser`."""
+    error = measure.parser_error(SceneParser.load(), count)
+    metrics = dataclasses.asdict(error)
+    names = ("found", "shape", "colour", "size", "material", "pattern", "count")
+    measured = {f"{name} right": f"{100 * metrics[name]:.2f} %" for name in names}
+    facts = facts_of("scene-parser", training, measured, pictures=error.pictures, objects=error.objects)
+    write_card(zoo_path("scene-parser"), facts, metrics=metrics)
+
+
+def scenes_card(training: dict[str, str], *, count: int, renders: int) -> None:
+    """Card of `scenes`: guidance from validation prompts, everything else on the test split."""
+    pipe, parser = load("scenes"), SceneParser.load()
+    pipe.set_progress_bar_config(disable=True)
+    guidance = chosen_guidance(pipe, parser)
+    metrics: dict[str, Any] = {"recommended": {"guidance_scale": guidance}}
+    held_out = [scene for objects in (1, 2) for scene in measure.prompts(renders // 2, objects, seed=7)[0]]
+    psnr = _autoencoder.psnr(pipe.vae, rendered(held_out))
+    metrics["vae_psnr_db"] = share(psnr.tolist())
+    shown = []
+    for objects, name in ((1, "single"), (2, "pair")):
+        scenes, texts = measure.prompts(count // 2, objects)
+        pictures = measure.generate(pipe, texts, guidance=guidance)
+        scores = measure.scene_accuracy(parser, scenes, pictures)
+        metrics[name] = {key: share(scores[key]) for key in ("right", "swap", "missing", "count")}
+        made, floor = measure.frechet(parser, scenes, pictures)
+        metrics[name]["frechet"] = {"distance": made, "floor": floor}
+        shown.append(pictures[:32])
+    single, pair = metrics["single"], metrics["pair"]
+    distances = {name: metrics[name]["frechet"] for name in ("single", "pair")}
+    measured = {
+        "one object, shape and colour right": told(single["right"]),
+        "two objects, both right": told(pair["right"]),
+        "two objects, an attribute swapped": told(pair["swap"]),
+        "two objects, one missing": told(pair["missing"]),
+        "Frechet distance, one object (floor)": "{distance:.2f} ({floor:.2f})".format(**distances["single"]),
+        "Frechet distance, two objects (floor)": "{distance:.2f} ({floor:.2f})".format(**distances["pair"]),
+        "autoencoder, PSNR in dB": told(metrics["vae_psnr_db"], percent=False),
+        "recommended guidance": guidance,
+    }
+    scales = ", ".join(map(str, GUIDANCE))
+    facts = facts_of("scenes", training, measured, guidance=guidance, scales=scales)
+    write_card(zoo_path("scenes"), facts, metrics=metrics, samples=torch.cat(shown))
+
+
+def chosen_guidance(pipe: Any, parser: SceneParser, *, count: int = 48) -> float:
+    """The scale with most right answers on validation prompts."""
+    asked = [measure.prompts(count, objects, split="validation") for objects in (1, 2)]
+
+    def right(scale: float) -> float:
+        found: list[float] = []
+        for scenes, texts in asked:
+            pictures = measure.generate(pipe, texts, guidance=scale, steps=25, seed=1)
+            found += measure.scene_accuracy(parser, scenes, pictures)["objects"]
+        return sum(found) / len(found)
+
+    results = {scale: right(scale) for scale in GUIDANCE}
+    print(json.dumps({"guidance on validation": results}))
+    return max(results, key=lambda scale: results[scale])
+
+
+def dit_card(training: dict[str, str], *, count: int, guidance: float = 3.0) -> None:
+    """Card of `scenes-dit`."""
+    pipe, parser = load("scenes-dit"), SceneParser.load()
+    pipe.set_progress_bar_config(disable=True)
+    labels = torch.arange(count) % len(scenes_dit.CLASSES)
+    pictures = dit_pictures(pipe, labels, guidance)
+    parsed = parser.parse(pictures)
+    right = [
+        float(len(seen) > 0 and f"{seen[0].colour} {seen[0].shape}" == scenes_dit.CLASSES[int(label)])
+        for seen, label in zip(parsed, labels, strict=True)
+    ]
+    metrics = {"recommended": {"guidance_scale": guidance}, "class_right": share(right)}
+    facts = facts_of("scenes-dit", training, {"class right": told(metrics["class_right"])}, guidance=guidance)
+    write_card(zoo_path("scenes-dit"), facts, metrics=metrics, samples=pictures[:48])
+
+
+@torch.inference_mode()
+def dit_pictures(
+    pipe: Any, labels: Tensor, guidance: float, *, batch_size: int = 48
+) -> Float[Tensor, "count 3 height width"]:
+    """Pictures of classes by the stock pipeline."""
+    made = []
+    for first in range(0, len(labels), batch_size):
+        part = labels[first : first + batch_size].tolist()
+        generators = [torch.Generator().manual_seed(first + k) for k in range(len(part))]
+        images = pipe(
+            part, guidance_scale=guidance, num_inference_steps=50, generator=generators, output_type="np"
+        ).images
+        made.append(torch.from_numpy(images).permute(0, 3, 1, 2).float())
+    return torch.cat(made)
+
+
+CARDS: dict[str, Callable[..., None]] = {"scene-parser": parser_card, "scenes": scenes_card, "scenes-dit": dit_card}
+SIZES: dict[str, dict[str, int]] = {
+    "scene-parser": {"count": 2000},
+    "scenes": {"count": 500, "renders": 500},
+    "scenes-dit": {"count": 480},
+}
+
+
+def main() -> None:
+    """Measure the models named on the command line, or all."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("names", nargs="*", default=list(CARDS))
+    arguments.add_argument("--training", default="{}", help="JSON object: model name -> rows of its table of training")
+    arguments.add_argument("--share", type=float, default=1.0, help="fraction of the pictures to measure on")
+    given = arguments.parse_args()
+    training = json.loads(given.training)
+    for name in given.names:
+        sizes = {key: max(48, int(value * given.share)) for key, value in SIZES[name].items()}
+        CARDS[name]({**training.get(name, {}), "machine": MACHINE}, **sizes)
+        print(json.dumps({name: read_json(zoo_path(name) / "metrics.json")}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
