@@ -117,6 +117,14 @@ def test_frechet_distances_are_judged_by_their_resamples() -> None:
     assert own.low < own.estimate == values["ours"][0][0] < own.high
 
 
+def test_a_share_is_never_more_than_all() -> None:
+    row = Row("score", {"ours": ((1.0, 1.0), (1.0, 0.95), (0.7, 0.7))}, unit="rate", direction="higher")
+    found = arm_interval(row, "ours")
+    assert 0 <= found.low < found.estimate < found.high == 1.0
+    twin = Row("score", row.values, direction="higher")
+    assert arm_interval(twin, "ours").high > 1.0
+
+
 def test_refuses_claims_that_numbers_cannot_decide() -> None:
     with pytest.raises(ValueError, match="no better direction"):
         judge(_claim(), _row(0.5, direction="neither"))

@@ -97,7 +97,11 @@ def arm_interval(row: Row, arm: str) -> Interval:
         ValueError: the arm is not in the row.
     """
     _table(row, arm)
-    return _mean(row.values[arm], row.draws.get(arm, ()))
+    found = _mean(row.values[arm], row.draws.get(arm, ()))
+    if row.unit != "rate":
+        return found
+    # Few seeds can stretch an interval beyond what a share can be.
+    return Interval(found.estimate, max(0.0, found.low), min(1.0, found.high))
 
 
 # A page asks for each interval several times: in its plot, its table and its verdicts.
