@@ -17,34 +17,51 @@ from tests.worlds.solids import implicit, rays
 SEEDS = st.integers(0, 2**31)
 PLACES = st.floats(-3.0, 3.0)
 ANGLES = st.floats(-720.0, 720.0)
-OBJECTS = st.builds(
-    Object,
-    shape=st.sampled_from(scenes.SHAPES),
-    colour=st.sampled_from(tuple(scenes.COLOURS)),
-    size=st.sampled_from(tuple(scenes.SIZES)),
-    material=st.sampled_from(scenes.MATERIALS),
-    pattern=st.sampled_from(scenes.PATTERNS),
-    x=PLACES,
-    z=PLACES,
-    rotation=ANGLES,
+# Strategies give plain values: the type checker of the tests draws random numbers when a dataclass is made, which
+# hypothesis forbids inside of them.
+OBJECTS = st.fixed_dictionaries(
+    {
+        "shape": st.sampled_from(scenes.SHAPES),
+        "colour": st.sampled_from(tuple(scenes.COLOURS)),
+        "size": st.sampled_from(tuple(scenes.SIZES)),
+        "material": st.sampled_from(scenes.MATERIALS),
+        "pattern": st.sampled_from(scenes.PATTERNS),
+        "x": PLACES,
+        "z": PLACES,
+        "rotation": ANGLES,
+    }
 )
-CAMERAS = st.builds(
-    Camera,
-    azimuth=ANGLES,
-    elevation=st.floats(5.0, 80.0),
-    distance=st.floats(5.0, 12.0),
-    fov=st.floats(20.0, 90.0),
-    target_height=st.floats(0.0, 1.0),
+CAMERAS = st.fixed_dictionaries(
+    {
+        "azimuth": ANGLES,
+        "elevation": st.floats(5.0, 80.0),
+        "distance": st.floats(5.0, 12.0),
+        "fov": st.floats(20.0, 90.0),
+        "target_height": st.floats(0.0, 1.0),
+    }
 )
-LIGHTS = st.builds(Light, azimuth=ANGLES, elevation=st.floats(10.0, 85.0), softness=st.floats(0.0, 20.0))
-SCENES = st.builds(
-    Scene,
-    objects=st.lists(OBJECTS, max_size=4).map(tuple),
-    floor=st.sampled_from(tuple(scenes.FLOORS)),
-    sky=st.sampled_from(tuple(scenes.SKIES)),
-    light=LIGHTS,
-    camera=CAMERAS,
+LIGHTS = st.fixed_dictionaries(
+    {"azimuth": ANGLES, "elevation": st.floats(10.0, 85.0), "softness": st.floats(0.0, 20.0)}
 )
+
+
+def parts(smallest=0):
+    return st.fixed_dictionaries(
+        {
+            "objects": st.lists(OBJECTS, min_size=smallest, max_size=4),
+            "floor": st.sampled_from(tuple(scenes.FLOORS)),
+            "sky": st.sampled_from(tuple(scenes.SKIES)),
+            "light": LIGHTS,
+            "camera": CAMERAS,
+        }
+    )
+
+
+def built(part):
+    objects = tuple(Object(**item) for item in part["objects"])
+    return Scene(objects, part["floor"], part["sky"], Light(**part["light"]), Camera(**part["camera"]))
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: (
@@ -53,13 +70,14 @@ JSON = st.recursive(
     ),
     max_leaves=12,
 )
-examples = settings(deadline=None, max_examples=50)
-rendered = settings(deadline=None, max_examples=15)
+examples = settings(deadline=None, max_examples=40)
+rendered = settings(deadline=None, max_examples=10)
 
 
 @examples
-@given(SCENES)
-def test_json_gives_back_every_scene_exactly(scene):
+@given(part=parts())
+def test_json_gives_back_every_scene_exactly(part):
+    scene = built(part)
     assert Scene.from_json(scene.to_json()) == scene
 
 
@@ -87,8 +105,9 @@ def test_drawn_scenes_repeat_one_by_one_and_keep_their_split_s_promise(seed, fir
 
 
 @examples
-@given(scene=SCENES, style=st.sampled_from(scenes.STYLES), seed=SEEDS)
-def test_caption_spans_are_disjoint_and_cover_their_words(scene, style, seed):
+@given(part=parts(), style=st.sampled_from(scenes.STYLES), seed=SEEDS)
+def test_caption_spans_are_disjoint_and_cover_their_words(part, style, seed):
+    scene = built(part)
     found = scenes.caption(scene, style, seed=seed)
     spans = sorted((span.start, span.end) for span in [*(b.word for b in found.bindings), *(n for _, n in found.nouns)])
     assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
@@ -100,8 +119,9 @@ def test_caption_spans_are_disjoint_and_cover_their_words(scene, style, seed):
 
 
 @examples
-@given(scene=SCENES)
-def test_relations_are_antisymmetric_and_turn_with_the_camera(scene):
+@given(part=parts())
+def test_relations_are_antisymmetric_and_turn_with_the_camera(part):
+    scene = built(part)
     from mezzotint.worlds.scenes.captions import relation
 
     opposite = {"left of": "right of", "right of": "left of", "in front of": "behind", "behind": "in front of"}
@@ -114,8 +134,9 @@ def test_relations_are_antisymmetric_and_turn_with_the_camera(scene):
 
 
 @rendered
-@given(scene=SCENES)
-def test_points_of_any_camera_project_to_their_own_pixels(scene):
+@given(part=parts())
+def test_points_of_any_camera_project_to_their_own_pixels(part):
+    scene = built(part)
     frame = scenes.render([scene], 16, supersample=1)
     found = scenes.reproject(frame, frame, tolerance=1e-3)
     met = torch.isfinite(frame.depth)
@@ -126,8 +147,9 @@ def test_points_of_any_camera_project_to_their_own_pixels(scene):
 
 
 @rendered
-@given(batch=st.lists(SCENES, min_size=2, max_size=4))
+@given(batch=st.lists(parts(), min_size=2, max_size=4))
 def test_a_batch_of_any_scenes_gives_the_bits_of_its_scenes(batch):
+    batch = [built(part) for part in batch]
     together = scenes.render(batch, 12)
     for k, scene in enumerate(batch):
         alone = scenes.render([scene], 12)
@@ -136,8 +158,9 @@ def test_a_batch_of_any_scenes_gives_the_bits_of_its_scenes(batch):
 
 
 @rendered
-@given(scene=SCENES.filter(lambda scene: scene.objects), colour=st.sampled_from(tuple(scenes.COLOURS)))
-def test_a_new_colour_stays_within_the_object(scene, colour):
+@given(part=parts(1), colour=st.sampled_from(tuple(scenes.COLOURS)))
+def test_a_new_colour_stays_within_the_object(part, colour):
+    scene = built(part)
     before, after = (scenes.render([each], 32) for each in (scene, scenes.recolour(scene, 0, colour)))
     own = max_pool2d((before.instance == 1).float(), 3, stride=1, padding=1) > 0
     changed = (before.rgb != after.rgb).any(1, keepdim=True)
@@ -147,8 +170,9 @@ def test_a_new_colour_stays_within_the_object(scene, colour):
 
 
 @rendered
-@given(scene=SCENES)
-def test_ground_truth_is_finite_and_within_its_ranges(scene):
+@given(part=parts())
+def test_ground_truth_is_finite_and_within_its_ranges(part):
+    scene = built(part)
     frame = scenes.render([scene], 16)
     assert ((frame.rgb >= 0) & (frame.rgb <= 1)).all()
     sky = frame.instance == scenes.SKY
@@ -176,8 +200,9 @@ def test_a_ray_enters_where_the_solid_begins(shape, seed):
 
 
 @examples
-@given(scene=SCENES.filter(lambda scene: len(scene.objects) > 1), turns=st.integers(-3, 3), item=OBJECTS)
-def test_edits_undo_themselves(scene, turns, item):
+@given(part=parts(2), turns=st.integers(-3, 3), item=OBJECTS)
+def test_edits_undo_themselves(part, turns, item):
+    scene, item = built(part), Object(**item)
     assert scenes.swap(scenes.swap(scene, 0, 1, "place"), 0, 1, "place") == scene
     assert scenes.remove(scenes.add(scene, item), len(scene.objects)) == scene
     assert scenes.orbit(scene, [360.0 * turns]) == [scene]

@@ -28,7 +28,7 @@ CAPSULE_RADIUS = 0.55
 
 _NEAR = 1e-3
 _INF = float("inf")
-_TORUS_MARCH_STEPS = 28
+_TORUS_STEPS, _TORUS_LATE_STEPS, _TORUS_NEAR = 28, 100, 4e-3
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,14 @@ def torus_entry(origin: Points, direction: Points) -> Distances:
     """Nearest crossing of a lying torus, by sphere tracing from its bounding sphere: no step passes the surface."""
     bound = BOUND["torus"]
     start = sphere_entry(origin, direction, bound)
-    distance = torch.where(torch.isfinite(start), start, 0.0)
-    for _ in range(_TORUS_MARCH_STEPS):
-        distance = distance + _torus_distance(origin + distance * direction)
+    distance = _march(origin, direction, torch.where(torch.isfinite(start), start, 0.0), _TORUS_STEPS)
     point = origin + distance * direction
-    hit = (_torus_distance(point).abs() < 4e-3) & (distance > _NEAR) & torch.isfinite(start)
+    # Rays that graze the near rim advance slowly; the few that are still under way go on.
+    late = (_torus_distance(point) >= _TORUS_NEAR) & (dot(point, point) < bound * bound) & torch.isfinite(start)
+    if len(some := torch.nonzero(late).squeeze(1)):
+        distance[some] = _march(gather(origin, some), gather(direction, some), distance[some], _TORUS_LATE_STEPS)
+        point = origin + distance * direction
+    hit = (_torus_distance(point).abs() < _TORUS_NEAR) & (distance > _NEAR) & torch.isfinite(start)
     return torch.where(hit, distance, _INF)
 
 
@@ -192,6 +195,12 @@ def _disc_entry(origin: Tensor, direction: Tensor, height: float, radius: float)
     distance = (height - origin[1]) / _away_from_zero(direction[1])
     x, z = origin[0] + distance * direction[0], origin[2] + distance * direction[2]
     return torch.where((x * x + z * z <= radius * radius) & (distance > _NEAR), distance, _INF)
+
+
+def _march(origin: Tensor, direction: Tensor, distance: Tensor, steps: int) -> Tensor:
+    for _ in range(steps):
+        distance = distance + _torus_distance(origin + distance * direction)
+    return distance
 
 
 def _torus_distance(point: Tensor) -> Tensor:

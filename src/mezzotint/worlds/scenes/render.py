@@ -111,13 +111,14 @@ def _render_some(scenes: list[Scene], size: int, supersample: int, device: str |
 def _colours(scenes: list[Scene], packed: Packed, size: int, supersample: int) -> Tensor:
     steps = [(k + 0.5) / supersample for k in range(supersample)]
     offsets = tuple((u, v) for v in steps for u in steps)
-    rays, _ = pixel_rays(scenes, size, offsets, packed.frames.device)
-    colour = shading.shade(
-        packed, trace(packed, rays), rays, _light_directions(scenes, len(offsets), rays.origin.device)
-    )
-    total = colour[:, :, 0]
-    for index in range(1, len(offsets)):
-        total = total + colour[:, :, index]
+    lights = _light_directions(scenes, len(offsets), packed.frames.device)
+    together = max(1, _RAYS_AT_ONCE // (size * size * len(scenes)))
+    total = torch.zeros(3, len(scenes), size * size, device=packed.frames.device)
+    for first in range(0, len(offsets), together):
+        some = slice(first, first + together)
+        rays, _ = pixel_rays(scenes, size, offsets[some], packed.frames.device)
+        for sample in shading.shade(packed, trace(packed, rays), rays, lights[:, :, some]).unbind(2):
+            total += sample
     return _image(shading.to_srgb(total / len(offsets)), size)
 
 

@@ -3,6 +3,9 @@
 All colours are linear RGB until `to_srgb`; vectors and colours are kept in planes (first axis x, y, z or red, green,
 blue). The floor is lit for every ray at once; what lies on objects, a smaller part, replaces it; patterns and
 highlights are computed only where they show.
+
+Powers are taken in double precision: in single precision the vectorised loop and its scalar remainder differ in the
+last bit, and a pixel would depend on its place in the batch and on the number of threads.
 """
 
 from __future__ import annotations
@@ -68,7 +71,11 @@ def shade(
 
 def to_srgb(colour: Tensor) -> Tensor:
     """Linear light to sRGB in 0..1 (power 1/2.2)."""
-    return colour.clamp(0, 1).pow(1 / 2.2)
+    return _power(colour.clamp(0, 1), 1 / 2.2)
+
+
+def _power(base: Tensor, exponent: float) -> Tensor:
+    return base.double().pow(exponent).to(base.dtype)
 
 
 def _floor(packed: Packed, met: Tensor, point: Tensor, to_light: Tensor) -> Float[Tensor, "3 batch samples pixels"]:
@@ -139,8 +146,8 @@ def _gloss(packed: Packed, spots: _Spots, heading: Tensor, *, some: Tensor, lit:
     normal = gather(spots.normal, some)
     cosine = -dot(normal, heading)
     mirrored = heading + 2 * cosine * normal
-    highlight = dot(mirrored, gather(spots.to_light, some)).clamp_min(0).pow(36) * (lit > 0)
-    rim = 0.05 + 0.65 * (1 - cosine.clamp(0, 1)).pow(4)
+    highlight = _power(dot(mirrored, gather(spots.to_light, some)).clamp_min(0), 36) * (lit > 0)
+    rim = 0.05 + 0.65 * _power(1 - cosine.clamp(0, 1), 4)
     upward = (0.5 + 0.5 * mirrored[1]).clamp(0, 1)
     return 1.1 * highlight + rim * upward * packed.sky[:, spots.scene[some]]
 
