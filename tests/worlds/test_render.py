@@ -15,25 +15,27 @@ def assert_same_bits(one, other):
         assert torch.equal(getattr(one, field.name), getattr(other, field.name)), field.name
 
 
-def test_one_and_two_threads_give_the_same_bits(some_scenes, one_thread_after):
+@pytest.mark.parametrize("size", [64, 45])
+def test_one_and_two_threads_give_the_same_bits(some_scenes, one_thread_after, size):
+    # An odd size leaves remainders in vectorised loops, which the number of threads moves.
     frames = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        frames.append(render(some_scenes, 64))
+        frames.append(render(some_scenes, size))
     assert_same_bits(*frames)
 
 
 def test_a_batch_gives_the_bits_of_its_scenes_made_alone(some_scenes):
-    together = render(some_scenes, 32)
+    together = render(some_scenes, 21)
     for k, scene in enumerate(some_scenes):
-        assert_same_bits(together[k : k + 1], render([scene], 32))
+        assert_same_bits(together[k : k + 1], render([scene], 21))
 
 
 def test_groups_of_any_size_give_the_same_bits(some_scenes, monkeypatch):
-    whole = picture(some_scenes, 24)
+    whole = picture(some_scenes, 23)
     module = __import__("sys").modules["mezzotint.worlds.scenes.render"]
     monkeypatch.setattr(module, "_RAYS_AT_ONCE", 1)
-    assert torch.equal(picture(some_scenes, 24), whole)
+    assert torch.equal(picture(some_scenes, 23), whole)
 
 
 def test_picture_is_the_rgb_of_render(some_scenes):
