@@ -46,7 +46,7 @@ DRAWS = 10_000
 # Seeds or units, whichever are more: two values have no spread to speak of.
 MINIMUM_UNITS = 3
 # Resamples at a time, numbers in memory at a time, and numbers worth remembering.
-_ROWS, _NUMBERS, _REMEMBERED = 1_000, 1_000_000, 4_000_000
+_ROWS, _NUMBERS, _REMEMBERED = 1_000, 1_000_000, 12_000_000
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _resamples(seeds: int, units: int, *, draws: int, seed: int) -> Iterator[tup
     )
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)
 def _remembered(seeds: int, units: int, *, draws: int, seed: int) -> tuple[tuple[Tensor, Tensor], ...]:
     return tuple(_resamples(seeds, units, draws=draws, seed=seed))
 
