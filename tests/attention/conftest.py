@@ -12,6 +12,8 @@ from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel, UNet2DCon
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from mezzotint.attention import Edit, install
+
 
 @dataclass(frozen=True)
 class Case:
@@ -33,6 +35,9 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
 def frozen(model: nn.Module) -> nn.Module:
     """Fresh models begin at zero output projections; random ones make every layer count."""
     generator = torch.Generator().manual_seed(3)
@@ -52,6 +57,15 @@ def set_processors(model: nn.Module, processor: Any) -> None:
     for layer in model.modules():
         if isinstance(layer, Attention):
             layer.set_processor(processor)
+
+
+def text_mask(call: Any, query: Tensor, key: Tensor) -> Tensor:
+    return normal(query.shape[2], key.shape[2])
+
+
+def refuses(case: Case, edit: Edit, message: str) -> None:
+    with pytest.raises(ValueError, match=message), install(case.model, edit):
+        case.run()
 
 
 UNET = {

@@ -54,7 +54,7 @@ def test_edited_layers_compute_what_the_stock_processor_does(case: Case, process
     set_processors(case.model, processor)
     plain = case.run()
     with install(case.model, ZERO_MASK):
-        torch.testing.assert_close(case.run(), plain, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(case.run(), plain, rtol=1e-4, atol=1e-5)
 
 
 def test_the_very_processors_are_put_back(case: Case) -> None:
@@ -100,7 +100,7 @@ def test_installations_may_leave_in_any_order(unet: Case) -> None:
     first.enter_context(install(unet.model, shift))
     second.enter_context(install(unet.model, ZERO_MASK))
     first.close()
-    torch.testing.assert_close(unet.run(), plain, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(unet.run(), plain, rtol=1e-4, atol=1e-5)
     second.close()
     assert torch.equal(unet.run(), plain)
 
@@ -160,11 +160,11 @@ def test_lora_underneath_takes_part(unet: Case) -> None:
         adapted = unet.run()
         assert not torch.allclose(adapted, plain)
         with install(unet.model, ZERO_MASK):
-            torch.testing.assert_close(unet.run(), adapted, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(unet.run(), adapted, rtol=1e-4, atol=1e-5)
         unet.model.set_adapters(["default"], [0.5])
         scaled = unet.run()
         with install(unet.model, ZERO_MASK):
-            torch.testing.assert_close(unet.run(), scaled, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(unet.run(), scaled, rtol=1e-4, atol=1e-5)
 
 
 def with_image_keys(kind: type[nn.Module]) -> tuple[UNet2DConditionModel, dict[str, object]]:

@@ -23,6 +23,7 @@ from mezzotint.attention.edits import (
     States,
     during,
 )
+from mezzotint.attention.heads import merge_heads, split_heads
 from mezzotint.attention.plan import Installation
 from mezzotint.attention.processor import install
 from mezzotint.attention.sites import Site, backbone, resize_maps, sites
@@ -46,6 +47,8 @@ __all__ = [
     "backbone",
     "during",
     "install",
+    "merge_heads",
     "resize_maps",
     "sites",
+    "split_heads",
 ]

@@ -100,7 +100,7 @@ class States:
         value: values after stage 2.
         scale: factor of the logits.
         bias: sum of all masks of these rows, the model's own included.
-        own: the same before stage 2, without a bias.
+        own: the same before stage 2, where only the model's own mask hides keys.
     """
 
     query: Queries

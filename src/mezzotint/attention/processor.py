@@ -48,7 +48,8 @@ def install(model_or_pipe: Any, *edits: Edit, branches: Branches | None = None) 
     against the direction so far is step 0 of a new trajectory. Reading it waits for the device once a pass.
 
     A network compiled by its `compile()` runs uncompiled meanwhile, with the same weights; compile it inside the
-    context to have everything but the attention layers compiled.
+    context to have everything but the attention layers compiled. With gradient checkpointing, go backward inside the
+    context too: layers are run again then.
 
     Args:
         model_or_pipe: a diffusers pipeline, or its U-Net or transformer.

@@ -49,6 +49,7 @@ class EditedPass:
         self.states: States
         self._masks: list[tuple[slice, Tensor]] = []
         self._padding: list[tuple[slice, int, int]] = []
+        self._own_biases: list[tuple[slice, Tensor]] = []
         self._biases: list[tuple[slice, Tensor]] = []
 
     def mask_as_model_does(self, attention_mask: Tensor | None) -> None:
@@ -63,6 +64,7 @@ class EditedPass:
         query = project_query(self.attention, self.hidden)
         key, value = project_keys_values(self.attention, key_context, value_context, cross=self.cross)
         self.own = self.states = States(query, key, value, self.attention.scale)
+        self._own_biases = list(self._hiding())
         self._edit_keys_values()
         self._collect_biases()
         output = self._mixed(self._attend())
@@ -99,14 +101,25 @@ class EditedPass:
             if look.of == "query_key_value":
                 look.function(call, self.states.query[rows], self.states.key[rows], self.states.value[rows])
 
-    def _collect_biases(self) -> None:
-        """Masks of the model, of padding and of edits, each with the rows it holds for."""
+    def _hiding(self) -> Iterator[tuple[slice, Tensor]]:
+        """Biases that hide what is no key: the model's mask of its text, and filled-up rows."""
         query, keys = self.states.query, self.states.key.shape[2]
-        self._biases = [(rows, as_bias(mask, query[rows], keys)) for rows, mask in self._masks]
+        for rows, mask in self._masks:
+            if mask.shape[-1] > max(keys, 1):
+                raise ValueError(
+                    f"{self.site.name}: the model masks {mask.shape[-1]} keys and an edit leaves {keys}; "
+                    "give Context(..., bias=...) the mask of its own tokens"
+                )
+            yield rows, as_bias(mask, query[rows], keys)
         for rows, start, stop in self._padding:
             bias = query.new_zeros(1, 1, 1, keys)
             bias[..., start:stop] = -math.inf
-            self._biases.append((rows, bias))
+            yield rows, bias
+
+    def _collect_biases(self) -> None:
+        """All biases, each with the rows it holds for."""
+        query = self.states.query
+        self._biases = list(self._hiding())
         for edit, rows, call in self._of(LogitMask):
             resolved = edit.resolve(call, query[rows], self.states.key[rows])
             if resolved is not None:
@@ -125,14 +138,16 @@ class EditedPass:
 
     def _fused(self, rows: slice) -> Tensor:
         states = self.states
-        return fused(states.query[rows], states.key[rows], states.value[rows], self._bias(rows), scale=states.scale)
+        return fused(
+            states.query[rows], states.key[rows], states.value[rows], _sum_of(self._biases, rows), scale=states.scale
+        )
 
     def _explicit(self, explicit: slice, parts: list[slice]) -> Tensor:
         """Stage 4: the softmax formed, changed, seen, and applied to the values."""
         states = self.states
         seen = _join(
             [
-                probabilities(states.query[part], states.key[part], self._bias(part), scale=states.scale)
+                probabilities(states.query[part], states.key[part], _sum_of(self._biases, part), scale=states.scale)
                 for part in parts
             ]
         )
@@ -171,20 +186,11 @@ class EditedPass:
         return output
 
     def _states_of(self, rows: slice) -> States:
-        cut = [
-            States(states.query[rows], states.key[rows], states.value[rows], states.scale)
-            for states in (self.states, self.own)
-        ]
-        return replace(cut[0], bias=self._bias(rows), own=cut[1])
+        def cut(states: States, biases: list[tuple[slice, Tensor]]) -> States:
+            bias = _sum_of(biases, rows)
+            return States(states.query[rows], states.key[rows], states.value[rows], states.scale, bias)
 
-    def _bias(self, rows: slice) -> Tensor | None:
-        """Sum of the biases of these rows; None if there are none."""
-        total: Tensor | None = None
-        for held, bias in self._biases:
-            if held.start < rows.stop and rows.start < held.stop:
-                part = _rows_of(bias, held, rows)
-                total = part if total is None else total + part
-        return total
+        return replace(cut(self.states, self._biases), own=cut(self.own, self._own_biases))
 
     def _of(self, kind: type[AnyEdit]) -> Iterator[tuple[AnyEdit, slice, Call]]:
         """Edits of a kind, with their rows and what they are shown."""
@@ -258,6 +264,16 @@ def _without(masks: list[tuple[slice, Tensor]], rows: slice) -> list[tuple[slice
         before, after = slice(held.start, min(held.stop, rows.start)), slice(max(held.start, rows.stop), held.stop)
         kept += [(rest, _rows_of(mask, held, rest)) for rest in (before, after) if rest.start < rest.stop]
     return kept
+
+
+def _sum_of(biases: list[tuple[slice, Tensor]], rows: slice) -> Tensor | None:
+    """Sum of the biases of these rows; None if there are none."""
+    total: Tensor | None = None
+    for held, bias in biases:
+        if held.start < rows.stop and rows.start < held.stop:
+            part = _rows_of(bias, held, rows)
+            total = part if total is None else total + part
+    return total
 
 
 def _rows_of(bias: Tensor, held: slice, rows: slice) -> Tensor:
