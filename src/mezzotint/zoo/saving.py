@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,3 +25,18 @@ def save_module(module: Any, out: Path) -> None:
     half = copy.deepcopy(module).to(torch.float16)
     with atomic_folder(out) as folder:
         half.save_pretrained(folder, safe_serialization=True)
+        load_as_float32(folder)
+
+
+def load_as_float32(folder: Path) -> None:
+    """Let weights that are stored in half precision load as float32 where nothing else is asked.
+
+    transformers takes the dtype from the configuration, diffusers takes float32: a pipeline of both would mix them.
+    """
+    for path in folder.rglob("config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        names = [name for name in ("dtype", "torch_dtype") if name in config]
+        if names:
+            path.write_text(
+                json.dumps({**config, **dict.fromkeys(names, "float32")}, indent=2) + "\n", encoding="utf-8"
+            )

@@ -21,7 +21,7 @@ from mezzotint.worlds.scenes.render import picture
 from mezzotint.worlds.scenes.sampling import sample
 from mezzotint.worlds.scenes.scene import Scene
 from mezzotint.zoo.recipes import _autoencoder, _denoiser, _words
-from mezzotint.zoo.saving import seeded
+from mezzotint.zoo.saving import load_as_float32, seeded
 
 _AT_ONCE = 512
 _HELD_OUT = 512
@@ -100,6 +100,7 @@ def save(pipe: Any, out: Path) -> None:
     """Write a pipeline in float16 safetensors, atomically."""
     with atomic_folder(out, replace=True) as folder:
         pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+        load_as_float32(folder)
         # transformers before version 5 reads a CLIP tokenizer from these two files.
         _words.write_vocabulary(pipe.tokenizer, folder / "tokenizer")
 
