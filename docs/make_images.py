@@ -1,11 +1,9 @@
-"""Render the pictures of the world for the documentation: ``python docs/make_images.py [FOLDER]``.
-
-Colours are reduced to a palette of 256, which keeps the files small.
-"""
+"""Render the pictures of the world for the documentation: ``python docs/make_images.py [FOLDER [NAME ...]]``."""
 
 from __future__ import annotations
 
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,22 +77,25 @@ def edits() -> Image.Image:
 
 def views() -> Image.Image:
     """A scene from six sides."""
-    return scenes.gallery(scenes.orbit(family(), 6), size=320, columns=6, supersample=FINE)
+    return scenes.gallery(
+        scenes.orbit(replace(family(), camera=Camera(fov=48.0)), 6), size=320, columns=6, supersample=FINE
+    )
 
 
 def captions() -> Image.Image:
     """Three drawn scenes with their captions."""
     drawn = scenes.sample(3, seed=11, split="test", objects=(2, 3))
     tiles = scenes.gallery(drawn, size=512, columns=3, supersample=FINE)
-    page = Image.new("RGB", (tiles.width, tiles.height + 40), "white")
+    page = Image.new("RGB", (tiles.width, tiles.height + 64), "white")
     page.paste(tiles)
     for k, scene in enumerate(drawn):
-        text = scenes.caption(scene, "relations").text
-        ImageDraw.Draw(page).text((k * 516 + 256, tiles.height + 20), text, "black", anchor="mm", font_size=17)
+        text = textwrap.fill(scenes.caption(scene, "relations").text, 44)
+        place = (k * 516 + 256, tiles.height + 32)
+        ImageDraw.Draw(page).text(place, text, "black", anchor="mm", align="center", font_size=20)
     return page
 
 
-def main(folder: str = "docs/images") -> None:
+def main(folder: str = "docs/images", *names: str) -> None:
     made = {
         "family": portrait,
         "shapes": shapes,
@@ -104,10 +105,9 @@ def main(folder: str = "docs/images") -> None:
         "views": views,
         "captions": captions,
     }
-    for name, make in made.items():
-        small = make().quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG)
+    for name in names or made:
         path = Path(folder) / f"world-{name}.png"
-        files.write_image(path, small)
+        files.write_image(path, made[name]())
         print(f"{path}: {path.stat().st_size // 1024} KiB", flush=True)
 
 
