@@ -93,7 +93,7 @@ def scenes_card(training: dict[str, str], *, count: int, renders: int) -> None:
     write_card(zoo_path("scenes"), facts, metrics=metrics, samples=torch.cat(shown))
 
 
-def chosen_guidance(pipe: Any, parser: SceneParser, *, count: int = 48) -> float:
+def chosen_guidance(pipe: Any, parser: SceneParser, *, count: int = 24) -> float:
     """The scale with most right answers on validation prompts."""
     asked = [measure.prompts(count, objects, split="validation") for objects in (1, 2)]
 

@@ -27,7 +27,8 @@ from mezzotint.zoo.recipes.scenes import rendered
 from mezzotint.zoo.saving import seeded
 
 CLASSES: tuple[str, ...] = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
-NULL_CLASS = len(CLASSES)
+# DiTPipeline takes class 1000 for "no class", whatever the model; classes 48..999 are never used.
+NULL_CLASS = 1000
 _BOUND_WEIGHT = 1e-3
 _EMPTY_SHARE = 0.1
 
@@ -52,8 +53,9 @@ CONFIG = Config(
 def build() -> Any:
     """The untrained transformer: 6 blocks of width 256 on 8x8 patches of 2x2 latents."""
     from diffusers import DiTTransformer2DModel
+    from diffusers.models.embeddings import LabelEmbedding
 
-    return DiTTransformer2DModel(
+    network = DiTTransformer2DModel(
         num_attention_heads=4,
         attention_head_dim=64,
         in_channels=4,
@@ -63,6 +65,11 @@ def build() -> Any:
         patch_size=2,
         num_embeds_ada_norm=NULL_CLASS,
     )
+    # Every block has a label embedding of its own, which would drop labels by itself in training: the loss does it.
+    for module in network.modules():
+        if isinstance(module, LabelEmbedding):
+            module.dropout_prob = 0.0
+    return network
 
 
 def train(
