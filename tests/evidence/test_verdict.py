@@ -69,7 +69,7 @@ def test_a_relative_margin_is_a_share_of_the_baseline() -> None:
 
 
 def test_two_seeds_of_one_number_decide_nothing() -> None:
-    row = Row("score", {"ours": ((2.0,), (3.0,)), "plain": ((0.0,), (1.0,))}, direction="higher")
+    row = Row("score", {"ours": ((2.0,), (3.5,)), "plain": ((0.0,), (1.0,))}, direction="higher")
     verdict = judge(_claim(), row)
     assert verdict.outcome == "inconclusive"
     assert "at least 3 seeds" in verdict.comparisons[0].reason
@@ -123,6 +123,21 @@ def test_a_share_is_never_more_than_all() -> None:
     assert 0 <= found.low < found.estimate < found.high == 1.0
     twin = Row("score", row.values, direction="higher")
     assert arm_interval(twin, "ours").high > 1.0
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0.0, (0.0, 0.0, 0.3085)), (1.0, (1.0, 0.6915, 1.0))])
+def test_ten_of_ten_may_still_miss_some(value: float, expected: tuple[float, float, float]) -> None:
+    """Clopper and Pearson: none of ten leaves up to 30.85 % possible."""
+    found = arm_interval(Row("score", {"ours": ((value,) * 10,)}, unit="rate"), "ours")
+    assert (found.estimate, found.low, found.high) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_few_differences_that_are_all_alike_decide_nothing() -> None:
+    def outcome(prompts: int) -> Outcome:
+        row = Row("score", {"ours": ((1.0,) * prompts,), "plain": ((0.0,) * prompts,)}, unit="rate", direction="higher")
+        return judge(_claim(), row).outcome
+
+    assert [outcome(n) for n in (3, 5, 6, 40)] == ["inconclusive", "inconclusive", "supported", "supported"]
 
 
 def test_refuses_claims_that_numbers_cannot_decide() -> None:

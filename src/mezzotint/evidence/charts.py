@@ -36,6 +36,7 @@ _ROLES = {"#010101": ("ink", "#2b2622"), "#010102": ("muted", "#6f665c"), "#0101
 _INK, _MUTED, _GRID, _PAPER = _ROLES
 _ORACLE = len(COLOURS) - 1
 _MARKERS = "osD^vPXp*"
+_FEW = 3
 _SMALL, _WIDE, _LARGE = (2.85, 2.1), 3.3, (4.9, 3.0)
 # Labels are words, not formulas: a dollar sign stays one.
 _RC = {"svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8.5,
@@ -212,18 +213,34 @@ def figure_panel(figure: Figure, colours: Mapping[str, int], *, salt: str = "", 
     return Panel(figure.title, _svg(canvas, f"{salt}-{figure.title}"), tuple(series.name for series in figure.series))
 
 
-def _many(rows: Sequence[Row]) -> bool:
-    return len({row.at for row in rows if row.at is not None}) > 1
+def _banded(arm: str, colours: Mapping[str, int], count: int) -> bool:
+    """Whether an arm's interval is drawn: of many that overlap only the method's, the others stand in the table."""
+    return count <= _FEW or colours[arm] == 0
 
 
-def _spread(rows: Sequence[Row]) -> tuple[float, float]:
-    intervals = [arm_interval(row, arm) for row in rows for arm in row.values]
-    return min(item.low for item in intervals), max(item.high for item in intervals)
+def _spread(rows: Sequence[Row], colours: Mapping[str, int]) -> tuple[float, float]:
+    """Least and greatest number that is drawn."""
+    ends = [
+        end
+        for row in rows
+        for arm in row.values
+        for found in [arm_interval(row, arm)]
+        for end in ((found.low, found.high) if _banded(arm, colours, len(row.values)) else (found.estimate,))
+    ]
+    return min(ends), max(ends)
 
 
 def _logarithmic(rows: Sequence[Row]) -> bool:
-    low, high = _spread(rows)
+    intervals = [arm_interval(row, arm) for row in rows for arm in row.values]
+    low, high = min(item.low for item in intervals), max(item.high for item in intervals)
     return rows[0].unit != "rate" and low > 0 and high / low > 12
+
+
+def _line(ordered: Sequence[Row], arm: str, *, band: bool) -> Series:
+    points = [(row.at, arm_interval(row, arm)) for row in ordered if arm in row.values]
+    x, found = zip(*points, strict=True)
+    low, high = [item.low for item in found], [item.high for item in found]
+    return Series.of(arm, x, [item.estimate for item in found], low=low if band else (), high=high if band else ())
 
 
 @rc_context(_RC)
@@ -231,13 +248,8 @@ def _line_panel(
     rows: Sequence[Row], colours: Mapping[str, int], *, salt: str, log: bool, limits: tuple[float, float]
 ) -> Panel:
     ordered = sorted((row for row in rows if row.at is not None), key=lambda row: row.at or 0.0)
-    series = []
-    for arm in dict.fromkeys(arm for row in ordered for arm in row.values):
-        points = [(row.at, arm_interval(row, arm)) for row in ordered if arm in row.values]
-        x, found = zip(*points, strict=True)
-        series.append(
-            Series.of(arm, x, [i.estimate for i in found], low=[i.low for i in found], high=[i.high for i in found])
-        )
+    arms = list(dict.fromkeys(arm for row in ordered for arm in row.values))
+    series = [_line(ordered, arm, band=_banded(arm, colours, len(arms))) for arm in arms]
     canvas, axes = _axes(_SMALL)
     places = [row.at for row in ordered]
     _scale(axes.xaxis, log=(places[-1] or 0) > 3 * (places[0] or 1) > 0)
@@ -245,18 +257,19 @@ def _line_panel(
     axes.xaxis.set_major_locator(MaxNLocator(5) if len(places) > 7 else _fixed(places))
     for item in series:
         _draw_series(axes, item, slot=colours[item.name])
-    axes.set_ylim(*_padded(limits, log=log))
+    axes.set_ylim(*_padded(limits, log=log, rate=rows[0].unit == "rate"))
     axes.set_xlabel(ordered[0].axis)
     title = rows[0].group
     return Panel(title, _svg(canvas, f"{salt}-{rows[0].metric}-{title}"), tuple(item.name for item in series))
 
 
-def _padded(limits: tuple[float, float], *, log: bool) -> tuple[float, float]:
+def _padded(limits: tuple[float, float], *, log: bool, rate: bool) -> tuple[float, float]:
     """Room around the numbers; all panels of a metric have one range, so that they can be compared by eye."""
+    low, high = limits
     if log:
-        return limits[0] / 1.15, limits[1] * 1.15
-    pad = 0.05 * (limits[1] - limits[0]) or 0.5
-    return limits[0] - pad, limits[1] + pad
+        return low / 1.15, high * 1.15
+    pad = 0.05 * (high - low) or (0.1 if rate else 0.5)
+    return (max(low - pad, -0.02), min(high + pad, 1.02)) if rate else (low - pad, high + pad)
 
 
 def _fixed(places: Sequence[float | None]) -> Any:
@@ -281,7 +294,7 @@ def _dot_panel(row: Row, colours: Mapping[str, int], *, salt: str, log: bool, li
     axes.spines["left"].set_visible(False)
     _scale(axes.xaxis, log=log, rate=row.unit == "rate")
     axes.tick_params(axis="y", length=0, colors=_INK)
-    axes.set_xlim(*_padded(limits, log=log))
+    axes.set_xlim(*_padded(limits, log=log, rate=row.unit == "rate"))
     axes.set_xlabel(row.unit if row.unit != "rate" else "")
     return Panel(row.condition, _svg(canvas, f"{salt}-{row.metric}-{row.condition}"), tuple(names))
 
@@ -295,10 +308,12 @@ def row_panels(rows: Sequence[Row], colours: Mapping[str, int], *, salt: str = "
         salt: makes ids unique on a page.
     """
     log = _logarithmic(rows)
-    if not _many(rows):
-        return tuple(_dot_panel(row, colours, salt=salt, log=log, limits=_spread(rows)) for row in rows)
-    groups = dict.fromkeys(row.group for row in rows)
-    return tuple(
-        _line_panel([row for row in rows if row.group == group], colours, salt=salt, log=log, limits=_spread(rows))
-        for group in groups
-    )
+    panels: list[Panel] = []
+    for group in dict.fromkeys(row.group for row in rows):
+        members = [row for row in rows if row.group == group]
+        if len({row.at for row in members if row.at is not None}) > 1:
+            panels.append(_line_panel(members, colours, salt=salt, log=log, limits=_spread(rows, colours)))
+        else:
+            whole = _spread(rows, dict.fromkeys(colours, 0))
+            panels += [_dot_panel(row, colours, salt=salt, log=log, limits=whole) for row in members]
+    return tuple(panels)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files as resources
 from pathlib import Path
@@ -121,10 +121,10 @@ def table(rows: Sequence[Row], evidence: Evidence) -> list[tuple[str, list[Cell 
         best = best_arms(row, evidence)
         intervals = {arm: arm_interval(row, arm) for arm in row.values}
         decimals = common_decimals(list(intervals.values()))
-        cells = [
-            Cell(print_interval(intervals[arm], row.unit, decimals=decimals), arm in best) if arm in intervals else None
-            for arm in columns(rows, evidence)
-        ]
+        printed = {a: print_interval(found, row.unit, decimals=decimals) for a, found in intervals.items()}
+        for arm in printed.keys() - row.draws.keys() if row.shape == (1, 1) else ():
+            printed[arm] = replace(printed[arm], span="")  # a single value has no interval
+        cells = [Cell(printed[arm], arm in best) if arm in printed else None for arm in columns(rows, evidence)]
         lines.append((row.condition, cells))
     return lines
 
@@ -183,7 +183,7 @@ def _section(evidence: Evidence) -> dict[str, Any]:
         "evidence": evidence, "facts": evidence.facts, "slots": colours, "metrics": metrics, "arms": arms,
         "lines": lines, "verdicts": evidence.verdicts, "figures": _figures(evidence, colours),
         "cover": _cover(evidence), "sketch": _sketch(evidence, colours),
-        "kinds": {arm.name: arm.kind for arm in evidence.arms},
+        "tally": _tally(evidence.verdicts), "kinds": {arm.name: arm.kind for arm in evidence.arms},
     }  # fmt: skip
 
 
@@ -192,6 +192,13 @@ def _cover(evidence: Evidence) -> list[Sample]:
     own = {arm.name for arm in evidence.arms if arm.kind == "method"}
     mine = [sample for sample in evidence.samples if sample.arm in own] or list(evidence.samples)
     return sorted(mine, key=lambda sample: sample.right is False)[:4]
+
+
+def _tally(verdicts: Sequence[Verdict]) -> str:
+    """How many claims ended how, such as ``"3 supported, 1 inconclusive"``."""
+    outcomes = [verdict.outcome for verdict in verdicts]
+    names = ("supported", "inconclusive", "contradicted")
+    return ", ".join(f"{outcomes.count(name)} {name}" for name in names if name in outcomes)
 
 
 def _sketch(evidence: Evidence, colours: dict[str, int]) -> Panel | None:

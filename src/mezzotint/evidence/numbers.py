@@ -24,7 +24,7 @@ class Printed:
     span: str
 
     def __str__(self) -> str:
-        return f"{self.value} [{self.span}]"
+        return f"{self.value} [{self.span}]" if self.span else self.value
 
 
 def _decimals(interval: Interval) -> int:

@@ -27,6 +27,9 @@ from mezzotint.metrics.bootstrap import (
 
 __all__ = ["Comparison", "Outcome", "Verdict", "arm_interval", "difference", "judge", "overall"]
 
+# Differences that are all alike say nothing of their spread; five equal signs still happen by chance in 6 % of cases.
+_ALIKE = 6
+
 Outcome = Literal["supported", "contradicted", "inconclusive"]
 
 
@@ -100,6 +103,10 @@ def arm_interval(row: Row, arm: str) -> Interval:
     found = _mean(row.values[arm], row.draws.get(arm, ()))
     if row.unit != "rate":
         return found
+    if found.estimate in (0.0, 1.0):
+        # All alike has no spread to resample: the exact binomial limit says what may still have been missed.
+        missed = 1 - 0.025 ** (1 / max(row.shape))
+        return Interval(found.estimate, found.estimate * (1 - missed), 1 - (1 - found.estimate) * (1 - missed))
     # Few seeds can stretch an interval beyond what a share can be.
     return Interval(found.estimate, max(0.0, found.low), min(1.0, found.high))
 
@@ -148,8 +155,11 @@ def _compare(claim: Claim, row: Row, baseline: str) -> Comparison:
     interval = difference(row, claim.arm, baseline, relative=claim.relative)
     seeds, units = row.shape
     resampled = claim.arm in row.draws and baseline in row.draws
-    enough = resampled or max(seeds, units) >= MINIMUM_UNITS
-    reason = "" if enough else f"{row.size} are too few for an interval: measure at least {MINIMUM_UNITS} seeds"
+    needed = MINIMUM_UNITS if interval.high > interval.low else _ALIKE
+    enough = resampled or max(seeds, units) >= needed
+    reason = (
+        "" if enough else f"{row.size} are too few for an interval: measure at least {needed} seeds or {row.counted}"
+    )
     found = _outcome(interval, sign=_sign(row), margin=claim.margin)
     outcome: Outcome = "inconclusive" if reason else found
     return Comparison(baseline, arm_interval(row, claim.arm), arm_interval(row, baseline), interval, outcome, reason)
