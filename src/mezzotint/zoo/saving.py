@@ -35,8 +35,7 @@ def load_as_float32(folder: Path) -> None:
     """
     for path in folder.rglob("config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
-        names = [name for name in ("dtype", "torch_dtype") if name in config]
-        if names:
-            path.write_text(
-                json.dumps({**config, **dict.fromkeys(names, "float32")}, indent=2) + "\n", encoding="utf-8"
-            )
+        # Where a part was loaded from is a path of the machine that trained.
+        config.pop("_name_or_path", None)
+        config.update({name: "float32" for name in ("dtype", "torch_dtype") if name in config})
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -24,7 +24,7 @@ from mezzotint.worlds.scenes.sampling import sample
 from mezzotint.worlds.scenes.vocabulary import COLOURS, SHAPES
 from mezzotint.zoo.recipes import _autoencoder, _denoiser
 from mezzotint.zoo.recipes.scenes import rendered
-from mezzotint.zoo.saving import seeded
+from mezzotint.zoo.saving import load_as_float32, seeded
 
 CLASSES: tuple[str, ...] = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 # DiTPipeline takes class 1000 for "no class", whatever the model; classes 48..999 are never used.
@@ -186,3 +186,4 @@ def save(network: Any, vae: Any, out: Path) -> None:
     pipe = DiTPipeline(network, vae, scheduler, id2label=dict(enumerate(CLASSES)))
     with atomic_folder(out, replace=True) as folder:
         pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+        load_as_float32(folder)
