@@ -149,7 +149,7 @@ def replica(network: Any, *, missing: tuple[str, ...] = (), **changes: Any) -> A
         names = [*found.missing_keys, *found.unexpected_keys][:3]
         raise ValueError(f"the weights do not fit a {type(network).__name__} of this configuration: {names}")
     first = next(network.parameters())
-    return made.to(first.device, first.dtype).eval()
+    return nn.Module.to(made, first.device, first.dtype).eval()
 
 
 @torch.no_grad()
@@ -167,7 +167,7 @@ def folded(network: Any, embedding: Float[Tensor, "1 width"]) -> Any:
         plain = type(network).from_config(network.config, time_cond_proj_dim=None)
         state = {name: value for name, value in network.state_dict().items() if name != KEY}
         plain.load_state_dict(state)
-        plain = plain.to(added.device, added.dtype).eval()
+        plain = nn.Module.to(plain, added.device, added.dtype).eval()
     for embedder in embedders(plain).values():
         embedder.linear_1.bias += embedder.linear_1.weight @ added
     return plain
