@@ -378,9 +378,9 @@ class TestTraining:
         # The same with a target that is another network of the same weights: then surely only the student is moved.
         network.zero_grad()
         twin = copy.deepcopy(network)
-        loss._target = lambda x, jump, cond, **_: objective(twin, Settings()).student(
-            x, Point.end(LEVELS, jump.to)
-        ).detach()
+        loss._target = lambda x, jump, cond, **_: (
+            objective(twin, Settings()).student(x, Point.end(LEVELS, jump.to)).detach()
+        )
         loss(batch, step).backward()
         assert torch.equal(network.leave.weight.grad, gradient)
 

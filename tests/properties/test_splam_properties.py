@@ -1,5 +1,7 @@
 """Properties of the sub-path, for every schedule, jump and place."""
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +33,7 @@ def test_noise_lies_between_the_ends_rises_and_linear_is_above(table, count, one
     for mode in ("quadrature", "linear"):
         at = [sigma(jump, torch.full((count,), g, dtype=torch.float64), mode) for g in (0.0, low, high, 1.0)]
         found[mode] = at
-        for before, after in zip(at, at[1:], strict=False):
+        for before, after in pairwise(at):
             assert bool((after >= before - 1e-12).all())
     assert bool((found["linear"][1] >= found["quadrature"][1] - 1e-12).all())
 

@@ -38,7 +38,7 @@ def read_shard(
         wrong = guess(file.read(64))
         file.seek(0)
         try:
-            with tarfile.open(fileobj=_Bounded(file, max_member), mode="r:") as archive:  # type: ignore[call-overload]
+            with tarfile.open(fileobj=_Bounded(file, max_member), mode="r:") as archive:
                 yield from _samples(_members(archive, path, max_member))
         except (tarfile.TarError, EOFError, OSError, OverflowError) as error:
             raise FileError(path, f"is {wrong or f'damaged or no tar archive: {error}'}") from error
@@ -74,7 +74,9 @@ def _members(archive: tarfile.TarFile, path: str | Path, limit: int) -> Iterator
         if not member.isreg() or member.issparse():
             raise FileError(path, f"holds {member.name[:80]!r}, which is no plain file")
         if member.size > limit:
-            raise FileError(path, f"holds {member.name[:80]!r} of {member.size:,} bytes, at most {limit:,} are accepted")
+            raise FileError(
+                path, f"holds {member.name[:80]!r} of {member.size:,} bytes, at most {limit:,} are accepted"
+            )
         content = archive.extractfile(member)
         data = b"" if content is None else content.read()
         if len(data) != member.size:

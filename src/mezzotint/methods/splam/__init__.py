@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from mezzotint.methods import Card
 
 from .distilled import Distilled
-from .options import Mode, Options
+from .options import Mode
 
 __all__ = ["CARD", "VERBS", "Distilled", "distil", "sample"]
 
 CARD = Card(
     slug="splam",
     title="SPLAM",
-    claim="A model distilled along sub-paths makes pictures in four network calls that the teacher's own solvers cannot "
+    claim="In four network calls a model distilled along sub-paths makes better pictures than its teacher's solvers "
     "make in four steps of two calls each.",
     paper="Xu, Song, Feng, Li, Ge, Zheng and Wang. Accelerating Image Generation with Sub-path Linear Approximation "
     "Model. ECCV 2024.",
@@ -33,12 +32,12 @@ CARD = Card(
     outputs=("pipeline folder with a folded network, or LoRA, and an LCM scheduler",),
     composes_with=("LoRA", "attention edits", "quantised weights"),
     departures=(
-        "The layer for gamma starts at zero, so that the student begins as the teacher; init='torch' is the official one.",
+        "The layer for gamma starts at zero, so the student begins as the teacher; init='torch' is official.",
         "effective_time and gamma_one_prob are ours, off by default, and reported under a name of their own.",
         "sigma_mode='linear' is the noise that DDIM pairs really have; the official quadrature is the default.",
         "Teachers and students that predict v or x0 are converted; the official script knows noise only.",
         "Transformers get the embedding through a layer before their timestep embedders.",
-        "At g = 1 the embedding is folded into a bias (or, in a LoRA, into a rank-one update): a plain network remains.",
+        "At g = 1 the embedding is folded into a bias (in a LoRA, a rank-one update): a plain network remains.",
         "Another guidance_scale than the model's own and negative prompts are refused, not silently misread.",
         "The autoencoder's noise is redrawn from cached means and deviations; the random cut is drawn once a picture.",
         "Networks stay in eval mode: neither dropout nor the label dropout of DiT is active.",
@@ -57,8 +56,7 @@ def distil(
     batch_size: int = 12,
     learning_rate: float = 8e-6,
     guidance: float | None = None,
-    guidance_low: float = 6.0,
-    guidance_high: float = 16.0,
+    guidance_range: tuple[float, float] = (6.0, 16.0),
     points: int = 50,
     ema: float = 0.95,
     effective_time: bool = False,
@@ -66,7 +64,6 @@ def distil(
     init: Literal["zero", "torch"] = "zero",
     sigma_mode: Literal["quadrature", "linear"] | None = None,
     rank: int = 64,
-    alpha: float | None = None,
     targets: tuple[str, ...] = (),
     teacher_precision: Literal["float32", "bfloat16"] = "float32",
     pictures: int = 4096,
@@ -88,16 +85,14 @@ def distil(
         batch_size: pictures of a step.
         learning_rate: of AdamW; 8e-6 suits Stable Diffusion, 1e-4 small networks and LoRA.
         guidance: guidance scale (w + 1) to bake in; what the model recommends, else 9 (lcm_lora 8.5).
-        guidance_low: smallest guidance scale of mode lcm.
-        guidance_high: largest guidance scale of mode lcm.
+        guidance_range: smallest and largest guidance scale of mode lcm.
         points: solver points N; a divisor of the training timesteps.
         ema: decay mu of the target network's average.
         effective_time: tell the network gamma by the timestep of the same noise level instead of an embedding (ours).
         gamma_one_prob: probability of gamma = 1 beside the uniform draw (ours).
         init: start of the embedding's layer; zero, or torch as in the official script.
         sigma_mode: noise on the sub-path; quadrature is official, linear goes with effective_time.
-        rank: of a LoRA.
-        alpha: numerator of the LoRA's scale alpha / rank; rank when not given.
+        rank: of a LoRA; its scale alpha / rank is 1.
         targets: endings of the names of layers that get a LoRA; those of LCM-LoRA when not given.
         teacher_precision: bfloat16 runs the teacher under autocast.
         pictures: how many pictures of the data are used, at most.
@@ -114,29 +109,10 @@ def distil(
         FileExistsError: there is something in the folder to write to.
         NonFiniteError: the loss stopped being finite; the run's folder keeps the last good average.
     """
-    from .trainer import default_guidance, distil_pipeline
+    given = dict(locals())
+    from .trainer import distil_given
 
-    options = Options(
-        mode=mode,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        guidance=default_guidance(pipe, mode) if guidance is None else guidance,
-        guidance_range=(guidance_low, guidance_high),
-        points=points,
-        ema=ema,
-        effective_time=effective_time,
-        gamma_one_prob=gamma_one_prob,
-        init=init,
-        sigma_mode=sigma_mode or ("linear" if effective_time else "quadrature"),
-        rank=rank,
-        alpha=alpha,
-        targets=tuple(targets),
-        teacher_precision=teacher_precision,
-        seed=seed,
-    )
-    places: dict[str, Any] = {"data": data, "pictures": pictures, "resolution": resolution, "run": run, "out": out}
-    return distil_pipeline(pipe, options, **places, cached=cached, student=student, allow_distilled=allow_distilled)
+    return distil_given(given.pop("pipe"), **given)
 
 
 def sample(

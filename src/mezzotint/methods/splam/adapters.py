@@ -68,7 +68,7 @@ def add_adapter(
 
 
 def constant(features: Float[Tensor, "steps features"]) -> Float[Tensor, " features"]:
-    """u with u . phi(t) = 1 at all given timesteps.
+    """U with u . phi(t) = 1 at all given timesteps.
 
     Raises:
         ValueError: the features cannot hold a constant to 1e-5 (fewer than about 16 of them).
@@ -79,8 +79,8 @@ def constant(features: Float[Tensor, "steps features"]) -> Float[Tensor, " featu
     worst = (table @ found - ones).abs().max().item()
     if worst > TOLERANCE:
         raise ValueError(
-            f"{table.shape[1]} timestep features hold a constant only to {worst:.1e}, so the embedding cannot be folded "
-            "into a LoRA; use effective_time, or the mode without LoRA"
+            f"{table.shape[1]} timestep features hold a constant only to {worst:.1e}, so the embedding cannot be "
+            "folded into a LoRA; use effective_time, or the mode without LoRA"
         )
     return found[:, 0].to(features)
 

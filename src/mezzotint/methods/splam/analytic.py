@@ -203,9 +203,7 @@ def _values(found: dict[str, Student], steps: int, size: Size, seed: int) -> dic
     end = ode(teacher, noise, sampling_timesteps(50))
     made = {arm: few_steps(student, noise, steps, seed) for arm, student in found.items()}
     made |= {"teacher DDIM": ode(teacher, noise, sampling_timesteps(steps)), "teacher, 50 steps": end}
-    return {
-        arm: (energy_distance(x, truth), (x - end).norm(dim=1)[: size.paired].tolist()) for arm, x in made.items()
-    }
+    return {arm: (energy_distance(x, truth), (x - end).norm(dim=1)[: size.paired].tolist()) for arm, x in made.items()}
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ class Cached:
         return {"mean": self.mean, "std": self.std, "caption": self.caption}
 
     @classmethod
-    def of(cls, pipe: Any, mean: Tensor, std: Tensor, captions: Sequence[Any], source: str) -> Cached:
+    def of(cls, pipe: Any, mean: Tensor, std: Tensor, *, captions: Sequence[Any], source: str) -> Cached:
         """Encode captions, each text once.
 
         Args:
@@ -113,7 +113,7 @@ def gathered(
         means.append(mean.cpu())
         stds.append(std.cpu())
         captions += [caption for _, caption in batch]
-    made = Cached.of(pipe, torch.cat(means), torch.cat(stds), captions, str(data))
+    made = Cached.of(pipe, torch.cat(means), torch.cat(stds), captions=captions, source=str(data))
     if folder is not None:
         _write(pipe, folder / "cache", made, facts)
     return made

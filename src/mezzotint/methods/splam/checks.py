@@ -34,7 +34,7 @@ def check_teacher(pipe: Any, options: Options, *, allow_distilled: bool) -> Deno
     if getattr(network, "peft_config", None):
         raise ValueError("the teacher carries a LoRA: fuse it (pipe.fuse_lora) or unload it first")
     if getattr(network.config, "time_cond_proj_dim", None) is not None and not allow_distilled:
-        raise ValueError("the teacher takes a guidance embedding, so it is distilled already; allow_distilled permits it")
+        raise ValueError("the teacher takes a guidance embedding, so it is distilled; allow_distilled permits it")
     half = network.dtype in (torch.float16, torch.bfloat16)
     if half and (options.embedded or not options.lora):
         raise ValueError(
@@ -94,7 +94,7 @@ def check_guidance(scale: float, allowed: tuple[float, float], negative_prompt: 
             f"and another scale feeds it the embedding of gamma = {1 - (scale - 1) / 10:.2f}, a wrong network"
         )
     if negative_prompt and not (scale > 1 and allowed == (1.0, 2.0)):
-        raise ValueError("a negative prompt needs an unconditional call, which a distilled model does not make; drop it")
+        raise ValueError("a negative prompt needs an unconditional call, which a distilled model never makes; drop it")
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class Distilled:
     facts: Mapping[str, Any]
 
     def pipeline(self, *, online: bool = False) -> Any:
-        """A stock diffusers pipeline with the student and an LCM scheduler; the other parts are shared with the teacher's.
+        """A stock diffusers pipeline with the student and an LCM scheduler; it shares the other parts with the teacher.
 
         Args:
             online: take the weights of the last step instead of their average (noisier; warns).

@@ -92,7 +92,7 @@ def distilled_pipeline(pipe: Any, options: Options, cached: Cached) -> Any:
     """Distil one arm and fold it."""
     teacher = Denoiser(pipe)
     network = make_student(teacher.model, embedded=options.embedded, init=options.init, seed=options.seed)
-    done = train(teacher, network, pipe.scheduler, cached, options)
+    done = train(teacher, network, cached, options, scheduler=pipe.scheduler)
     assert done.ema is not None
     return Distilled(pipe, network, done.ema.of(STUDENT), options, {"form": options.form}).pipeline()
 
@@ -222,7 +222,7 @@ def _judged(
         values.append({arm: frechet_distance(f, real) for arm, f in features.items()})
         draws.append({arm: frechet_bootstrap(f, real, draws=size.draws) for arm, f in features.items()})
         if bench is benches[0] and where["at"] == 4:
-            _show(trial, bench, shown, right[0], size.shown)
+            _show(trial, bench, shown, right[0], count=size.shown)
     pooled = {arm: torch.stack([one[arm] for one in draws]).mean(0).tolist() for arm in draws[0]}
     trial.measure(RIGHT, _table(right), unit="rate", direction="higher", note=_NOTE, **where)
     trial.measure(FRECHET, _table(values), direction="lower", draws=pooled, note="to renders of the scenes", **where)
@@ -240,7 +240,9 @@ def _measure_speed(trial: Any, bench: Bench, arms: Mapping[str, Any]) -> None:
     runs[REFERENCE] = lambda: decode(small.pipe, small.solver("teacher DDIM", REFERENCE_STEPS))
     taken = {arm: [_seconds(run, 8) for _ in range(3)] for arm, run in runs.items()}
     counted = {arm: [float(2 * REFERENCE_STEPS if arm == REFERENCE else 4)] for arm in runs}
-    trial.measure(SECONDS, {arm: [v] for arm, v in taken.items()}, unit="s", direction="lower", group=SPEED, counted="runs")
+    trial.measure(
+        SECONDS, {arm: [v] for arm, v in taken.items()}, unit="s", direction="lower", group=SPEED, counted="runs"
+    )
     trial.measure(CALLS, counted, direction="lower", group=SPEED)
 
 
@@ -250,7 +252,9 @@ def _seconds(run: Callable[[], Any], items: int) -> float:
     return (time.perf_counter() - start) / items
 
 
-def _show(trial: Any, bench: Bench, shown: Mapping[str, Tensor], right: Mapping[str, Sequence[float]], count: int) -> None:
+def _show(
+    trial: Any, bench: Bench, shown: Mapping[str, Tensor], right: Mapping[str, Sequence[float]], *, count: int
+) -> None:
     for k, prompt in enumerate(bench.prompts[:count]):
         for arm, pictures in shown.items():
             trial.sample(arm, prompt, pictures[k], right=bool(right[arm][k]))

@@ -20,7 +20,7 @@ WIDTH = 256
 
 
 def guidance_embedding(weight: Float[Tensor, " batch"], width: int = WIDTH) -> Float[Tensor, "batch width"]:
-    """e_w(w) = [sin(1000 w f_j)] ++ [cos(1000 w f_j)], f_j = 10000^(-j / (width/2 - 1)), in float32 as diffusers has it.
+    """e_w(w) = [sin(1000 w f_j)] ++ [cos(1000 w f_j)], f_j = 10000^(-j / (width/2 - 1)), float32 as in diffusers.
 
     Args:
         weight: w = guidance scale - 1.

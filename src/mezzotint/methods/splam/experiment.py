@@ -11,7 +11,11 @@ from mezzotint.evidence.records import Kind
 from . import CARD, analytic, embedded
 
 ARMS: tuple[tuple[str, Kind, str], ...] = (
-    ("SPLAM improved", "method", "effective timestep instead of an embedding, linear noise, half of the draws at gamma 1"),
+    (
+        "SPLAM improved",
+        "method",
+        "effective timestep instead of an embedding, linear noise, half of the draws at gamma 1",
+    ),
     ("SPLAM official", "method", "as the authors' script: embedding, quadrature, gamma uniform"),
     ("LCM-fixed-w", "baseline", "gamma = 1 throughout, everything else equal: the ablation of the idea"),
     ("teacher DDIM", "baseline", "the teacher's ODE in as many steps, with guidance: two network calls a step"),

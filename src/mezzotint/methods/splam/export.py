@@ -1,4 +1,4 @@
-"""From a trained student to files of diffusers: a folded plain network in a pipeline, or a LoRA, with an LCM scheduler."""
+"""From a trained student to files of diffusers: a folded network in a pipeline, or a LoRA, with an LCM scheduler."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def folded(network: Any, embedding: Float[Tensor, "1 width"]) -> Any:
 
 @torch.no_grad()
 def added_features(network: nn.Module, embedding: Float[Tensor, "1 width"]) -> Float[Tensor, " features"]:
-    """v = cond_proj(e), what is added to the timestep features."""
+    """V = cond_proj(e), what is added to the timestep features."""
     layer = projection(network)
     result: Tensor = layer(embedding.to(layer.weight))[0]
     return result

@@ -100,7 +100,7 @@ class Objective:
         jump = Jump.between(self.levels, t, (t - self.skip).clamp(min=0))
         weight = self._weight(step)
         x_t = self.levels.add_noise(latents, step.normal("noise", *latents.shape[1:]), t)
-        x_to = self._teacher_step(x_t, jump, cond, uncond, weight)
+        x_to = self._teacher_step(x_t, jump, (cond, uncond), weight)
         told = weight if self.settings.embed_weight else None
         goal = self._target(x_to, jump, cond, weight=told, step=step)
         gamma = self._gamma(step)
@@ -110,10 +110,10 @@ class Objective:
         return (huber if self.settings.distance == "huber" else squares)(output, goal)
 
     def _teacher_step(
-        self, x_t: Tensor, jump: Jump, cond: Condition | None, uncond: Condition | None, weight: Tensor
+        self, x_t: Tensor, jump: Jump, conds: tuple[Condition | None, Condition | None], weight: Tensor
     ) -> Tensor:
         low, high = self.settings.weights
-        guided = bound(self.teacher, cond, uncond, low if low == high else weight)
+        guided = bound(self.teacher, *conds, low if low == high else weight)
         dtype = self.settings.teacher_dtype
         return teacher_step(guided or self.teacher, x_t, jump.t, jump.to, levels=self.levels, dtype=dtype)
 

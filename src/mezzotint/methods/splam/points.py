@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 
 __all__ = ["POINTS", "TRAINED", "check_timesteps", "sampling_timesteps", "skip", "solver_points"]
 
@@ -62,7 +63,7 @@ def check_timesteps(timesteps: Sequence[int], points: int = POINTS, trained: int
         ValueError: none, not strictly decreasing, or outside 0..T-1.
     """
     given = tuple(int(t) for t in timesteps)
-    if not given or any(b >= a for a, b in zip(given, given[1:], strict=False)):
+    if not given or any(b >= a for a, b in pairwise(given)):
         raise ValueError(f"timesteps must be strictly decreasing, got {list(given)}")
     if given[0] >= trained or given[-1] < 0:
         raise ValueError(f"timesteps must lie in 0..{trained - 1}, got {list(given)}")

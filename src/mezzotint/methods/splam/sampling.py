@@ -1,4 +1,4 @@
-"""Pictures from a distilled pipeline in a few network calls; each picture's noise depends on its seed and number only."""
+"""Pictures from a distilled pipeline in a few network calls; a picture's noise depends on seed and number only."""
 
 from __future__ import annotations
 
@@ -44,11 +44,12 @@ def pictures(
     pipe, allowed, default = _resolved(model, online=online)
     scale = default if guidance_scale is None else float(guidance_scale)
     check_guidance(scale, allowed, negative_prompt)
-    points, trained = int(pipe.scheduler.config.original_inference_steps), int(pipe.scheduler.config.num_train_timesteps)
+    points, trained = (
+        int(pipe.scheduler.config.original_inference_steps),
+        int(pipe.scheduler.config.num_train_timesteps),
+    )
     visited = (
-        sampling_timesteps(steps, points, trained)
-        if timesteps is None
-        else check_timesteps(timesteps, points, trained)
+        sampling_timesteps(steps, points, trained) if timesteps is None else check_timesteps(timesteps, points, trained)
     )
     made = generate(
         pipe, prompts, visited, scale=scale, negative_prompt=negative_prompt, seed=seed, batch_size=batch_size
@@ -116,7 +117,7 @@ def latents(
 
 
 def fresh_noise(pipe: Any, count: int, *, seed: int, first: int = 0) -> tuple[Tensor, Callable[[int], Tensor]]:
-    """Start noise of pictures first..first+count-1, and the noise after step j; picture k is the same in every batch."""
+    """Start noise of pictures first..first+count-1, and the noise after step j; the same in every batch."""
     shape, device = latent_shape(pipe), pipe.device
 
     def draw(purpose: str, step: int = 0) -> Tensor:
@@ -150,5 +151,7 @@ def _saved(pipe: Any) -> tuple[tuple[float, float], float]:
         return options.sampling_guidance, float(facts["recommended"]["guidance_scale"])
     if getattr(Denoiser(pipe).model.config, "time_cond_proj_dim", None) is None:
         return (1.0, 1.0), 1.0
-    warnings.warn("nothing is known of this model's distillation; guidance_scale is taken as LCM takes it", stacklevel=4)
+    warnings.warn(
+        "nothing is known of this model's distillation; guidance_scale is taken as LCM takes it", stacklevel=4
+    )
     return (1.0, 15.0), 9.0

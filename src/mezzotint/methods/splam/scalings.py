@@ -1,6 +1,6 @@
 """The boundary scalings of a consistency function (arXiv 2303.01469, eq. 5; with time scaled by S in 2310.04378).
 
-c_skip(t) = sd^2 / ((S t)^2 + sd^2) and c_out(t) = S t / sqrt((S t)^2 + sd^2), so that f(x, 0) = x. c_skip + c_out^2 = 1.
+c_skip(t) = sd^2 / ((S t)^2 + sd^2) and c_out(t) = S t / sqrt((S t)^2 + sd^2), so f(x, 0) = x. c_skip + c_out^2 = 1.
 """
 
 from __future__ import annotations

@@ -122,6 +122,8 @@ class Student:
             return self.denoiser.model_output(x / per_item(norm, x), t, cond)
         if self.conditioning == "none":
             return self.denoiser.model_output(x, point.t, cond)
-        embedded = gamma_embedding(point.gamma, self.width) if weight is None else guidance_embedding(weight, self.width)
+        embedded = (
+            gamma_embedding(point.gamma, self.width) if weight is None else guidance_embedding(weight, self.width)
+        )
         named = dataclasses.replace(cond or Condition(), timestep_cond=embedded.to(x.dtype))
         return self.denoiser.model_output(x, point.t, named)

@@ -42,7 +42,7 @@ class Jump:
 
     @property
     def ratio(self) -> Float[Tensor, " batch"]:
-        """r = alpha_t / alpha_t', below 1."""
+        """R = alpha_t / alpha_t', below 1."""
         return self.alpha / self.alpha_to
 
 

@@ -45,7 +45,7 @@ def teacher_step(
     levels: Levels | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "batch *item"]:
-    """x_t' from x_t by one DDIM step along the teacher's noise; noise is derived from v or x0 where those are predicted.
+    """x_t' from x_t by one DDIM step along the teacher's noise, derived from v or x0 where those are predicted.
 
     Args:
         teacher: unconditional, or with its conditions bound.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,17 @@ from .networks import make_student, projection
 from .objective import STUDENT, Objective, Prepare, Settings
 from .options import Options
 
-__all__ = ["configured", "distil_pipeline", "prepared", "settings_of", "train"]
+__all__ = ["configured", "distil_given", "distil_pipeline", "prepared", "settings_of", "train"]
+
+
+def distil_given(pipe: Any, **given: Any) -> Distilled:
+    """Sort the arguments of `mezzotint.methods.splam.distil` into options and places, and distil."""
+    named = {field.name: given.pop(field.name) for field in fields(Options) if field.name in given}
+    if named["guidance"] is None:
+        named["guidance"] = default_guidance(pipe, named["mode"])
+    if named["sigma_mode"] is None:
+        named["sigma_mode"] = "linear" if named["effective_time"] else "quadrature"
+    return distil_pipeline(pipe, Options(**named), **given)
 
 
 def distil_pipeline(
@@ -49,7 +60,7 @@ def distil_pipeline(
         cached = gathered(pipe, data, count=pictures, side=resolution, seed=options.seed, folder=folder)
     with checks.evaluating(teacher.model):
         network = _student(teacher.model, options, student)
-        done = train(teacher, network, pipe.scheduler, cached, options, folder=folder, progress=progress)
+        done = train(teacher, network, cached, options, scheduler=pipe.scheduler, folder=folder, progress=progress)
     averages = done.ema.of(STUDENT) if done.ema is not None else None
     facts |= {"form": options.form, "steps_done": done.step, "pictures": len(cached.mean), "rows": done.rows[-1:]}
     made = Distilled(pipe, network, averages, options, facts)
@@ -67,10 +78,10 @@ def default_guidance(pipe: Any, mode: str) -> float:
 def train(
     teacher: Denoiser,
     network: nn.Module,
-    scheduler: Any,
     data: Cached,
     options: Options,
     *,
+    scheduler: Any,
     folder: Path | None = None,
     progress: bool = True,
 ) -> Run:
