@@ -577,3 +577,23 @@ class TestData:
         assert StableDiffusionPipeline.from_pretrained(tmp_path / "out").unet.config.time_cond_proj_dim is None
         assert (tmp_path / "run" / "cache" / "latents.safetensors").is_file()
         assert json.dumps(made.to_json())
+
+
+@pytest.mark.slow
+def test_the_experiment_runs_on_the_embedded_pipeline(monkeypatch):
+    from mezzotint.methods.splam import analytic, embedded
+    from mezzotint.methods.splam.experiment import experiment
+
+    monkeypatch.setattr(embedded, "QUICK", embedded.Size(2, 4, 16, 6, steps=(1, 4), shown=1, draws=5))
+    monkeypatch.setattr(
+        analytic, "QUICK", analytic.Size(20, 5, tuple(analytic.ARMS)[:6], samples=50, data=60, paired=20)
+    )
+    found = experiment()
+    arms = {arm for row in found.rows for arm in row.values}
+    assert {"SPLAM improved", "SPLAM official", "LCM-fixed-w", "teacher DDIM", "teacher DPM-Solver++"} <= arms
+    rows = {(row.metric, row.condition): row.values for row in found.rows}
+    assert rows[embedded.CALLS, embedded.SPEED]["teacher, 50 steps"] == ((100.0,),)
+    # Hardly trained, a student's first guess is that of its teacher without guidance, somewhere near the reference.
+    gaps = rows[embedded.RMSE, "1 steps"]
+    assert max(gaps["SPLAM improved"][0]) < 3
+    assert len(found.samples) == 6

@@ -90,8 +90,8 @@ def check_guidance(scale: float, allowed: tuple[float, float], negative_prompt: 
     if not low <= scale <= high:
         wanted = f"{low:g}" if low == high else f"{low:g}..{high:g}"
         raise ValueError(
-            f"guidance_scale must be {wanted} for this model, got {scale:g}: its guidance was baked in by distillation, "
-            f"and another scale feeds it the embedding of gamma = {1 - (scale - 1) / 10:.2f}, a wrong network"
+            f"guidance_scale must be {wanted} for this model, got {scale:g}: its guidance was baked in, and "
+            f"another scale feeds it the embedding of gamma = {1 - (scale - 1) / 10:.2f}, a wrong network"
         )
     if negative_prompt and not (scale > 1 and allowed == (1.0, 2.0)):
         raise ValueError("a negative prompt needs an unconditional call, which a distilled model never makes; drop it")
