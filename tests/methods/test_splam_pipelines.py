@@ -470,6 +470,12 @@ class TestRefusals:
         assert made.student is own
         assert made.pipeline().unet.config.block_out_channels[1] == 8
 
+    def test_a_lora_is_one_of_the_teacher(self, teacher):
+        with pytest.raises(ValueError, match="belongs to the teacher's own network"):
+            distil_pipeline(
+                teacher, Options(steps=1, mode="lcm_lora"), cached=latents(teacher), student=tiny_unet(), progress=False
+            )
+
     def test_no_captions(self, teacher):
         with pytest.raises(ValueError, match="at least one captioned picture"):
             latents(teacher, ())

@@ -64,7 +64,8 @@ class Size:
     learning_rate: float = 2e-4
 
 
-QUICK = Size(2500, 600, tuple(ARMS)[:6], samples=1000, data=1500, paired=200)
+CHEAP = ("SPLAM improved", "SPLAM official", "LCM-fixed-w", "gamma zero")
+QUICK = Size(2500, 1200, CHEAP, samples=1000, data=1500, paired=200)
 FULL = Size(4000, 1200, tuple(ARMS))
 
 

@@ -52,8 +52,13 @@ def check_student(student: nn.Module, teacher: nn.Module, options: Options) -> N
     """See that a network given by the user can learn from the teacher.
 
     Raises:
-        ValueError: other latent channels or text width, half-precision weights, or no layer for the embedding.
+        ValueError: other latent channels or text width, half-precision weights, no layer for the embedding, or a LoRA
+            mode.
     """
+    if options.lora:
+        raise ValueError(
+            f"a LoRA belongs to the teacher's own network; a student of yours needs another mode than {options.mode}"
+        )
     mine, theirs = student.config, teacher.config
     for name in ("in_channels", "cross_attention_dim", "num_embeds_ada_norm", "caption_channels"):
         one, other = getattr(mine, name, None), getattr(theirs, name, None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -233,12 +233,13 @@ _NOTE = "every object of the prompt found in shape and colour by the scene parse
 
 def _measure_speed(trial: Any, bench: Bench, arms: Mapping[str, Any]) -> None:
     """Wall time and network calls: distilled at 4 steps against the teacher's 50 with guidance."""
-    small = Bench(bench.pipe, bench.scenes[:8], bench.prompts[:8], bench.guidance, bench.seed, bench.reference[:8])
+    count = min(4, len(bench.prompts))
+    small = replace(bench, prompts=bench.prompts[:count])
     runs: dict[str, Callable[[], Any]] = {
         arm: lambda pipe=pipe: decode(pipe, small.student(pipe, 4)) for arm, pipe in arms.items()
     }
     runs[REFERENCE] = lambda: decode(small.pipe, small.solver("teacher DDIM", REFERENCE_STEPS))
-    taken = {arm: [_seconds(run, 8) for _ in range(3)] for arm, run in runs.items()}
+    taken = {arm: [_seconds(run, count) for _ in range(3)] for arm, run in runs.items()}
     counted = {arm: [float(2 * REFERENCE_STEPS if arm == REFERENCE else 4)] for arm in runs}
     trial.measure(
         SECONDS, {arm: [v] for arm, v in taken.items()}, unit="s", direction="lower", group=SPEED, counted="runs"

@@ -55,9 +55,9 @@ def distil_pipeline(
     teacher = checks.check_teacher(pipe, options, allow_distilled=allow_distilled)
     folder = None if run is None else Path(run)
     facts = {"data": cached.source if cached else str(data), "pictures": pictures, "resolution": resolution}
-    _remember(folder, {"options": options.to_json(), **facts})
     if cached is None:
         cached = gathered(pipe, data, count=pictures, side=resolution, seed=options.seed, folder=folder)
+    _remember(folder, {"options": options.to_json(), **facts})
     with checks.evaluating(teacher.model):
         network = _student(teacher.model, options, student)
         done = train(teacher, network, cached, options, scheduler=pipe.scheduler, folder=folder, progress=progress)
