@@ -147,7 +147,8 @@ def _saved(pipe: Any) -> tuple[tuple[float, float], float]:
 
         facts = files.read_json(path)
         kept = facts["distillation"]["options"]
-        options = Options(**{name: tuple(v) if isinstance(v, list) else v for name, v in kept.items()})
+        named: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in kept.items()}
+        options = Options(**named)
         return options.sampling_guidance, float(facts["recommended"]["guidance_scale"])
     if getattr(Denoiser(pipe).model.config, "time_cond_proj_dim", None) is None:
         return (1.0, 1.0), 1.0
