@@ -590,11 +590,11 @@ def test_the_experiment_runs_on_the_embedded_pipeline(monkeypatch):
     from mezzotint.methods.splam import analytic, embedded
     from mezzotint.methods.splam.experiment import experiment
 
-    monkeypatch.setattr(embedded, "QUICK", embedded.Size(2, 4, 16, 6, steps=(1, 4), shown=1, draws=5))
+    monkeypatch.setattr(embedded, "FULL", embedded.Size(2, 4, 16, 6, steps=(1, 4), shown=1, draws=5))
     monkeypatch.setattr(
-        analytic, "QUICK", analytic.Size(20, 5, tuple(analytic.ARMS)[:6], samples=50, data=60, paired=20)
+        analytic, "FULL", analytic.Size(20, 5, tuple(analytic.ARMS)[:6], samples=50, data=60, paired=20)
     )
-    found = experiment()
+    found = experiment(budget="full")
     arms = {arm for row in found.rows for arm in row.values}
     assert {"SPLAM improved", "SPLAM official", "LCM-fixed-w", "teacher DDIM", "teacher DPM-Solver++"} <= arms
     rows = {(row.metric, row.condition): row.values for row in found.rows}

@@ -190,3 +190,10 @@ def test_training_goes_on_from_a_pipeline(tmp_path: Path) -> None:
     ]
     assert 0 < float(torch.stack(moved).max()) < 0.1
     assert (tmp_path / "run" / "data.safetensors").is_file()
+
+
+def test_the_transformer_goes_on_and_names_its_classes(tmp_path: Path) -> None:
+    out = scenes_dit.train(tmp_path / "on", start=zoo_path("scenes-dit"), pictures=16, steps=1, batch_size=4)
+    after = mezzotint.load(out)
+    assert after.labels["red cube"] == scenes_dit.CLASSES.index("red cube")
+    assert after.get_label_ids(["green cone"]) == [scenes_dit.CLASSES.index("green cone")]

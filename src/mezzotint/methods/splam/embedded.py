@@ -30,7 +30,7 @@ from .points import sampling_timesteps
 from .sampling import fresh_noise, latents
 from .trainer import train
 
-__all__ = ["FULL", "QUICK", "Bench", "Size", "distil_arms", "measure_pipeline", "options_of"]
+__all__ = ["FULL", "Bench", "Size", "distil_arms", "measure_pipeline", "options_of"]
 
 RMSE, FRECHET, RIGHT, SECONDS, CALLS = (
     "RMSE to 50 steps",
@@ -61,7 +61,6 @@ class Size:
     learning_rate: float = 1e-4
 
 
-QUICK = Size(40, 16, 256, 24, steps=(1, 4), draws=50)
 FULL = Size(3000, 32, 16384, 500, draws=200)
 
 

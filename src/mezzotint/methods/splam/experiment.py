@@ -38,10 +38,26 @@ def experiment(
 
     Args:
         seeds: of data, networks and noise; one value of every table belongs to each.
-        budget: "quick" for the demo, "full" for the results.
+        budget: "quick" for the demo: the plane alone, which distils in seconds; "full" for the results.
         pipe: a Stable-Diffusion-like pipeline trained on the scenes world; the embedded one when None.
         guidance: scale that is baked in; what the model recommends when None.
     """
+    full = budget == "full"
+    plane = analytic.FULL if full else analytic.QUICK
+    settings = _settings(plane) | (_pipeline_settings(embedded.FULL) if full else {})
+    trial = Experiment(CARD, seeds=seeds, budget=budget, settings=settings)
+    for name, kind, note in ARMS:
+        trial.arm(name, kind, note)
+    if full:
+        _pipeline(trial, pipe, seeds, guidance=guidance)
+    analytic.measure_plane(trial, seeds, plane)
+    _plane_claims(trial)
+    if not full:
+        trial.note("The pipeline is distilled by the full budget alone: thousands of steps, which take hours.")
+    return trial.finish()
+
+
+def _pipeline(trial: Experiment, pipe: Any, seeds: Sequence[int], *, guidance: float | None) -> None:
     import mezzotint
 
     from .trainer import default_guidance
@@ -49,24 +65,15 @@ def experiment(
     pipe = mezzotint.load("scenes") if pipe is None else pipe
     pipe.set_progress_bar_config(disable=True)
     scale = default_guidance(pipe, "splam") if guidance is None else guidance
-    size, plane = (embedded.FULL, analytic.FULL) if budget == "full" else (embedded.QUICK, analytic.QUICK)
-    trial = Experiment(CARD, seeds=seeds, budget=budget, settings=_settings(size, plane, scale))
-    for name, kind, note in ARMS:
-        trial.arm(name, kind, note)
+    size = embedded.FULL
+    trial.note(f"The guidance scale that is baked in is {scale}.")
     benches = [embedded.Bench.make(pipe, size, seed, guidance=scale) for seed in seeds]
     arms = [embedded.distil_arms(pipe, size, seed, guidance=scale) for seed in seeds]
     embedded.measure_pipeline(trial, benches, arms, size)
-    analytic.measure_plane(trial, seeds, plane)
-    _claims(trial, size)
-    if budget == "quick":
-        trial.note(
-            f"The quick budget distils for {size.train_steps} steps only: it shows that everything runs, and what the "
-            "plane says. The full budget decides on the pipeline."
-        )
-    return trial.finish()
+    _pipeline_claims(trial, size)
 
 
-def _claims(trial: Experiment, size: embedded.Size) -> None:
+def _pipeline_claims(trial: Experiment, size: embedded.Size) -> None:
     place, solvers = "4 steps", ("teacher DDIM", "teacher DPM-Solver++")
     for arm in ("SPLAM improved", "SPLAM official", "LCM-fixed-w"):
         text = f"{arm}: four calls give more right pictures than four teacher steps of two calls"
@@ -86,6 +93,9 @@ def _claims(trial: Experiment, size: embedded.Size) -> None:
             margin=0.9,
             relative=True,
         )
+
+
+def _plane_claims(trial: Experiment) -> None:
     for steps in (1, 2, 4):
         text = f"on the plane, SPLAM improved is nearer to the data than LCM ({steps} steps)"
         condition = f"{analytic.PLACE}, {steps} steps"
@@ -95,13 +105,17 @@ def _claims(trial: Experiment, size: embedded.Size) -> None:
     trial.claim(text, analytic.END, "SPLAM improved", over=("gamma zero",), condition=where)
 
 
-def _settings(size: embedded.Size, plane: analytic.Size, guidance: float) -> dict[str, object]:
+def _settings(plane: analytic.Size) -> dict[str, object]:
+    return {
+        "plane: steps on noise, then of distillation, x batch": f"{plane.pretrain}, {plane.steps} x {plane.batch}",
+        "plane: learning rate": plane.learning_rate,
+    }
+
+
+def _pipeline_settings(size: embedded.Size) -> dict[str, object]:
     return {
         "pipeline: distillation steps x batch": f"{size.train_steps} x {size.batch}",
         "pipeline: pictures": size.pictures,
         "pipeline: held-out prompts a seed": size.prompts,
         "pipeline: learning rate": size.learning_rate,
-        "pipeline: guidance scale baked in": guidance,
-        "plane: steps on noise, then of distillation, x batch": f"{plane.pretrain}, {plane.steps} x {plane.batch}",
-        "plane: learning rate": plane.learning_rate,
     }

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mezzotint.files import atomic_folder
+from mezzotint.files import atomic_folder, read_json, write_json
 from mezzotint.loading import load, zoo_path
 from mezzotint.training import Config, Step, fit
 from mezzotint.training.processes import Processes
@@ -214,3 +214,6 @@ def save(network: Any, vae: Any, out: Path) -> None:
     with atomic_folder(out, replace=True) as folder:
         pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
         load_as_float32(folder)
+        # DiTPipeline reads the names from its index and does not write them there.
+        index = read_json(folder / "model_index.json")
+        write_json(folder / "model_index.json", {**index, "id2label": dict(enumerate(CLASSES))})
