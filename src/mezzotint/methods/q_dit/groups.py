@@ -1,4 +1,4 @@
-"""Group sizes along the input channels of a layer (arXiv 2406.17343, section 3.2): which are legal, and which to take."""
+"""Group sizes along the input channels of a layer (arXiv 2406.17343, section 3.2): which are legal, which to take."""
 
 from __future__ import annotations
 
