@@ -361,46 +361,60 @@ TARGET_VNNI inline void store_row(float* out, const Weight& w, int64_t first, co
     }
 }
 
-// R rows of activations by 64 channels: 4 R sums in registers, the float tile in the first-level cache.
+// Adds one group's products of one row to its float tile.
+TARGET_VNNI inline void add_group(const Input& in, const Weight& w, const Panel& panel, int64_t row, int64_t u,
+                                  int first, int count, const int32_t* products, float* tile) {
+    const int64_t at = row * w.groups() + u;
+    const __m512 scale = _mm512_set1_ps(in.scale[at]);
+    for (int c = 0; c < count; c += 16) {
+        const int64_t column = u * PANEL + first + c;
+        const __m512i p = without_zeros(_mm512_load_si512(products + c), panel, column, in.zero[at], in.total[at],
+                                        w.zero != nullptr);
+        const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(p), _mm512_loadu_ps(panel.scales.data() + column));
+        float* y = tile + first + c;
+        _mm512_store_ps(y, _mm512_fmadd_ps(scaled, scale, _mm512_load_ps(y)));
+    }
+}
+
+// R rows of activations by 64 channels: 4 R sums in registers, the float tile in the first-level cache. The sums are
+// named one by one, since compilers keep an array of them in memory.
+#define ROWS(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
+#define BEGIN(r) __m512i s##r##0 = nothing, s##r##1 = nothing, s##r##2 = nothing, s##r##3 = nothing;
+#define STEP(r)                                                  \
+    if constexpr (r < R) {                                       \
+        int32_t four;                                            \
+        std::memcpy(&four, x + r * w.width + 4 * k, 4);          \
+        const __m512i a = _mm512_set1_epi32(four);               \
+        s##r##0 = _mm512_dpbusd_epi32(s##r##0, a, w0);           \
+        s##r##1 = _mm512_dpbusd_epi32(s##r##1, a, w1);           \
+        s##r##2 = _mm512_dpbusd_epi32(s##r##2, a, w2);           \
+        s##r##3 = _mm512_dpbusd_epi32(s##r##3, a, w3);           \
+    }
+#define FINISH(r)                                             \
+    if constexpr (r < R) {                                    \
+        _mm512_store_si512(products[r], s##r##0);             \
+        _mm512_store_si512(products[r] + 16, s##r##1);        \
+        _mm512_store_si512(products[r] + 32, s##r##2);        \
+        _mm512_store_si512(products[r] + 48, s##r##3);        \
+    }
 template <int R>
 TARGET_VNNI void vnni_tile(const Input& in, const Weight& w, const Panel& panel, int64_t i0, int64_t first, float* out) {
     alignas(64) float tile[R][PANEL];
-    const int64_t groups = w.groups(), steps = w.group / 4;
+    alignas(64) int32_t products[R][PANEL];
+    const int64_t steps = w.group / 4;
+    const __m512i nothing = _mm512_setzero_si512();
     for (int r = 0; r < R; ++r) std::memcpy(tile[r], panel.bias.data(), sizeof(tile[r]));
-    for (int64_t u = 0; u < groups; ++u) {
-        __m512i sums[R][4];
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-            for (int c = 0; c < 4; ++c) sums[r][c] = _mm512_setzero_si512();
+    for (int64_t u = 0; u < w.groups(); ++u) {
         const uint8_t* x = in.codes + i0 * w.width + u * w.group;
         const int8_t* codes = panel.aligned + u * steps * PANEL * 4;
+        ROWS(BEGIN)
         for (int64_t k = 0; k < steps; ++k, codes += PANEL * 4) {
             const __m512i w0 = _mm512_load_si512(codes), w1 = _mm512_load_si512(codes + 64);
             const __m512i w2 = _mm512_load_si512(codes + 128), w3 = _mm512_load_si512(codes + 192);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) {
-                int32_t four;
-                std::memcpy(&four, x + r * w.width + 4 * k, 4);
-                const __m512i a = _mm512_set1_epi32(four);
-                sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], a, w0);
-                sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], a, w1);
-                sums[r][2] = _mm512_dpbusd_epi32(sums[r][2], a, w2);
-                sums[r][3] = _mm512_dpbusd_epi32(sums[r][3], a, w3);
-            }
+            ROWS(STEP)
         }
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            const int64_t at = (i0 + r) * groups + u;
-            const __m512 scale = _mm512_set1_ps(in.scale[at]);
-#pragma GCC unroll 4
-            for (int c = 0; c < 4; ++c) {
-                const int64_t column = u * PANEL + c * 16;
-                const __m512i p = without_zeros(sums[r][c], panel, column, in.zero[at], in.total[at], w.zero != nullptr);
-                const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(p), _mm512_loadu_ps(panel.scales.data() + column));
-                _mm512_store_ps(tile[r] + c * 16, _mm512_fmadd_ps(scaled, scale, _mm512_load_ps(tile[r] + c * 16)));
-            }
-        }
+        ROWS(FINISH)
+        for (int r = 0; r < R; ++r) add_group(in, w, panel, i0 + r, u, 0, PANEL, products[r], tile[r]);
     }
     for (int r = 0; r < R; ++r) store_row(out + (i0 + r) * w.rows, w, first, tile[r]);
 }
@@ -487,18 +501,7 @@ TARGET_AMX void amx_block(const Input& in, const Weight& w, const Panel& panel, 
     for (int64_t u = 0; u < w.groups(); ++u)
         for (int half = 0; half < PANEL; half += 32) {
             amx_products(x, w, panel, u, half, products);
-            for (int64_t r = 0; r < rows; ++r) {
-                const int64_t at = (i0 + r) * w.groups() + u;
-                const __m512 scale = _mm512_set1_ps(in.scale[at]);
-                for (int c = 0; c < 32; c += 16) {
-                    const int64_t column = u * PANEL + half + c;
-                    const __m512i p = without_zeros(_mm512_load_si512(products + r * 32 + c), panel, column, in.zero[at],
-                                                    in.total[at], w.zero != nullptr);
-                    const __m512 s = _mm512_mul_ps(_mm512_cvtepi32_ps(p), _mm512_loadu_ps(panel.scales.data() + column));
-                    float* y = tile[r] + half + c;
-                    _mm512_store_ps(y, _mm512_fmadd_ps(s, scale, _mm512_load_ps(y)));
-                }
-            }
+            for (int64_t r = 0; r < rows; ++r) add_group(in, w, panel, i0 + r, u, half, 32, products + r * 32, tile[r]);
         }
 }
 
