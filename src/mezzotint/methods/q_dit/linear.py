@@ -19,9 +19,10 @@ from .packing import StoredWeight, packed_bytes
 from .quantiser import Codes, Grid, LayerSpec
 from .shared_input import SharedInput
 
-__all__ = ["QuantLinear", "share_inputs"]
+__all__ = ["EXACT", "QuantLinear", "share_inputs"]
 
-_EXACT = ("packed", "scale", "zero", "static_scale", "static_zero", "input_scale")
+EXACT = ("packed", "scale", "zero", "static_scale", "static_zero", "input_scale")
+"""Buffers that a change of dtype leaves as they are."""
 _SAME_INPUT = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
 
 
@@ -159,8 +160,11 @@ class QuantLinear(nn.Module):
 
     def resident_bytes(self) -> int:
         """Bytes in memory: buffers, bias, and what the executor has made from them by now."""
-        held = sum(t.numel() * t.element_size() for t in (*self.buffers(), *self.parameters()))
-        return held + (self._executor.resident_bytes() if self._executor else 0)
+        return self.held_bytes() + (self._executor.resident_bytes() if self._executor else 0)
+
+    def held_bytes(self) -> int:
+        """Bytes of buffers and bias, which is also what a file stores."""
+        return sum(t.numel() * t.element_size() for t in (*self.buffers(), *self.parameters()))
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
@@ -199,7 +203,7 @@ class QuantLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
         """Move integers, scales and zero points to another device with the rest, but never to another dtype."""
-        before = {name: self._buffers[name] for name in _EXACT}
+        before = {name: self._buffers[name] for name in EXACT}
         super()._apply(fn, recurse)
         for name, old in before.items():
             new = self._buffers[name]

@@ -53,12 +53,14 @@ def executor_for(name: ExecutorName, weight: StoredWeight, spec: LayerSpec, *, l
         level: instruction set of the fused kernels; "best" asks the processor.
 
     Raises:
-        ValueError: an unknown name, or fast mode for a weight-only layer.
+        ValueError: an unknown name.
     """
     if name not in EXECUTORS:
         raise ValueError(f"executor must be one of {', '.join(EXECUTORS)}, got {name!r}")
-    if name == "fast":
+    if name == "fast" and spec.activation.quantised:
         return Fast(weight, spec)
+    # Fast mode is about activations: weight-only layers are computed as "auto" computes them.
+    name = "auto" if name == "fast" else name
     if name in {"fused", "auto"} and (library := _library(weight, spec, forced=name == "fused")) is not None:
         return Fused(weight, spec, library, level)
     exact = has_onednn(weight.packed.device) if name in {"fused", "auto"} else name == "integer"

@@ -32,8 +32,6 @@ class Fast:
     name = "fast"
 
     def __init__(self, weight: StoredWeight, spec: LayerSpec) -> None:
-        if not spec.activation.quantised:
-            raise ValueError("fast mode quantises activations, and this layer is weight-only: use executor 'auto'")
         self.spec = dataclasses.replace(
             spec, activation=_BYTE, group=weight.width, act_scope="token", act_range="dynamic"
         )
