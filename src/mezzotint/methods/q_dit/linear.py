@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .executors import EXECUTORS, Executor, ExecutorName, Level, executor_for
+from .executors import EXECUTORS, Executor, executor_for
 from .groups import check_group
 from .packing import StoredWeight, packed_bytes
 from .quantiser import Codes, Grid, LayerSpec
@@ -59,8 +59,8 @@ class QuantLinear(nn.Module):
         bias: bool = True,
         static: bool = False,
         input_scale: bool = False,
-        executor: ExecutorName = "auto",
-        level: Level = "best",
+        executor: str = "auto",
+        level: str = "best",
     ) -> None:
         super().__init__()
         _check(in_features, spec, executor)
@@ -88,8 +88,8 @@ class QuantLinear(nn.Module):
         *,
         static_grid: Grid | None = None,
         input_scale: Float[Tensor, " width"] | None = None,
-        executor: ExecutorName = "auto",
-        level: Level = "best",
+        executor: str = "auto",
+        level: str = "best",
     ) -> QuantLinear:
         """Make a layer from a rounded weight.
 
@@ -111,7 +111,12 @@ class QuantLinear(nn.Module):
         if (spec.act_range == "static") != (static_grid is not None):
             needed = "needs a static grid: calibrate first" if static_grid is None else "takes no static grid"
             raise ValueError(f"a layer with {spec.act_range} activation ranges {needed}")
-        options = {"bias": bias is not None, "static": static_grid is not None, "executor": executor, "level": level}
+        options: dict[str, Any] = {
+            "bias": bias is not None,
+            "static": static_grid is not None,
+            "executor": executor,
+            "level": level,
+        }
         with torch.device("meta"):
             layer = cls(stored.width, stored.rows, spec, input_scale=input_scale is not None, **options)
         layer.packed, layer.scale, layer.zero = stored.packed, stored.scale, stored.zero

@@ -73,9 +73,7 @@ def save_quantised(
     return {name: size_report(network, target / name) for name, network in networks.items()}
 
 
-def write_component(
-    network: nn.Module, folder: Path, *, dtype: torch.dtype | None = None, source: str | None = None
-) -> None:
+def write_component(network: Any, folder: Path, *, dtype: torch.dtype | None = None, source: str | None = None) -> None:
     """Write one quantised network into a folder.
 
     Args:
@@ -92,7 +90,7 @@ def write_component(
     }
     same = _repeated({name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in layers})
     folder.mkdir(parents=True, exist_ok=True)
-    network.save_config(folder)  # type: ignore[operator]  # of diffusers' ModelMixin
+    network.save_config(folder)
     _forget_paths(folder / "config.json")
     write_safetensors(folder / TENSORS, {name: tensor for name, tensor in tensors.items() if name not in same})
     described = {name: _describe(layer) for name, layer in layers.items()}
@@ -134,7 +132,7 @@ def _write_rest(pipe: Any, work: Path, components: Mapping[str, Any], dtype: tor
     _forget_paths(work / _INDEX)
     for name, part in components.items():
         if hasattr(part, "save_pretrained"):
-            stored = copy.deepcopy(part).to(dtype) if dtype is not None and isinstance(part, nn.Module) else part
+            stored: Any = copy.deepcopy(part).to(dtype) if dtype is not None and isinstance(part, nn.Module) else part
             stored.save_pretrained(work / name)
     load_as_float32(work)
     measured = Path(str(getattr(pipe.config, "_name_or_path", "") or "")) / MEASURED
@@ -200,8 +198,9 @@ def _empty_network(folder: Path, name: str) -> nn.Module:
     import diffusers
     from accelerate import init_empty_weights
 
-    kind = getattr(diffusers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
+    kind: Any = getattr(diffusers, name, None)
+    known = isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
+    if not known:
         raise FileError(folder / COMPONENT, f"names {name[:80]!r}, which is no model class of diffusers")
     config = read_json(folder / "config.json")
     with init_empty_weights(include_buffers=False):

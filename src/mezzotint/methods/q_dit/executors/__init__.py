@@ -5,7 +5,7 @@ All but "fast" give the same numbers up to the order of float32 sums; "fast" rou
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,15 +18,15 @@ from . import native
 from .fast import Fast
 from .fused import Fused
 from .integer import Integer, has_onednn
-from .native import LEVELS, Level
+from .native import LEVELS
 from .simulate import Simulate
 
-__all__ = ["EXECUTORS", "Executor", "ExecutorName", "Level", "executor_for"]
+__all__ = ["EXECUTORS", "Executor", "executor_for"]
 
-ExecutorName: TypeAlias = Literal["simulate", "integer", "fused", "fast", "auto"]
 EXECUTORS: tuple[str, ...] = ("simulate", "integer", "fused", "fast", "auto")
 
 
+@runtime_checkable
 class Executor(Protocol):
     """What computes one layer."""
 
@@ -42,7 +42,7 @@ class Executor(Protocol):
         """Memory that this executor keeps beside the packed weight."""
 
 
-def executor_for(name: ExecutorName, weight: StoredWeight, spec: LayerSpec, *, level: Level = "best") -> Executor:
+def executor_for(name: str, weight: StoredWeight, spec: LayerSpec, *, level: str = "best") -> Executor:
     """Make the executor of one layer.
 
     Args:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mezzotint.methods.q_dit.packing import StoredWeight
 from mezzotint.methods.q_dit.quantiser import Grid, LayerSpec
 
-from .native import KernelWeight, Level, Library
+from .native import KernelWeight, Library
 from .operands import IntegerInput, encode_input
 
 __all__ = ["Fused"]
@@ -34,7 +34,7 @@ class Fused:
 
     name = "fused"
 
-    def __init__(self, weight: StoredWeight, spec: LayerSpec, library: Library, level: Level = "best") -> None:
+    def __init__(self, weight: StoredWeight, spec: LayerSpec, library: Library, level: str = "best") -> None:
         self.spec, self.library, self.level = spec, library, level
         self.weight = KernelWeight(weight)
 

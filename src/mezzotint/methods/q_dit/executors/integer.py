@@ -48,7 +48,7 @@ class GroupProducts:
     def __call__(self, x: Tensor, zero: int = 0) -> Float[Tensor, "tokens rows"]:
         """Scale_j sum_k (x_ik - zero) w_jk in float32, for unsigned codes x."""
         if self.packed is not None:
-            scalars = (None, 1.0, 0, torch.float32, "none", [], "")
+            scalars: tuple[Any, ...] = (None, 1.0, 0, torch.float32, "none", [], "")
             x = x.contiguous()
             return torch.ops.onednn.qlinear_pointwise(x, 1.0, zero, self.packed, self.scale, self.zeros, *scalars)
         return self.scale * self._plain(x, zero)

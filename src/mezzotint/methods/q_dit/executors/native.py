@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -28,9 +28,8 @@ from mezzotint.methods.q_dit.quantiser import LayerSpec
 
 from .operands import IntegerInput, centred_zero
 
-__all__ = ["LEVELS", "Level", "Library", "build", "cache_folder", "library"]
+__all__ = ["LEVELS", "Library", "build", "cache_folder", "library"]
 
-Level: TypeAlias = Literal["best", "amx", "vnni", "avx2", "portable"]
 LEVELS: tuple[str, ...] = ("portable", "avx2", "vnni", "amx")
 """Instruction sets of the kernels, from the plainest; "vnni" is AVX512-VNNI."""
 
@@ -64,7 +63,7 @@ class Library:
             function.restype, function.argtypes = result, arguments
         self.best: int = self._c.mz_level()
 
-    def level(self, wanted: Level = "best") -> int:
+    def level(self, wanted: str = "best") -> int:
         """Position in LEVELS of what will run; a level that the processor lacks is replaced, with one warning."""
         if wanted == "best":
             return self.best
@@ -74,7 +73,7 @@ class Library:
             _say(f"this machine cannot run {wanted} kernels: {LEVELS[self.best]} ones are used")
         return min(LEVELS.index(wanted), self.best)
 
-    def quantise(self, x: Float[Tensor, "*batch width"], spec: LayerSpec, level: Level = "best") -> IntegerInput:
+    def quantise(self, x: Float[Tensor, "*batch width"], spec: LayerSpec, level: str = "best") -> IntegerInput:
         """Codes of activations with ranges of every token and group, bit-identical to the quantiser's.
 
         Args:
@@ -103,7 +102,7 @@ class Library:
         x: IntegerInput,
         weight: KernelWeight,
         bias: Float[Tensor, " rows"] | None,
-        level: Level = "best",
+        level: str = "best",
     ) -> Float[Tensor, "tokens rows"]:
         """The integer linear layer."""
         out = torch.empty((x.codes.shape[0], weight.rows))
@@ -116,7 +115,7 @@ class Library:
         x: Float[Tensor, "tokens width"],
         weight: KernelWeight,
         bias: Float[Tensor, " rows"] | None,
-        level: Level = "best",
+        level: str = "best",
     ) -> Float[Tensor, "tokens rows"]:
         """A linear layer in float32 whose weight is expanded row by row."""
         flat, out = x.contiguous(), torch.empty((x.shape[0], weight.rows))
@@ -125,7 +124,7 @@ class Library:
         )
         return out
 
-    def dequantise(self, weight: KernelWeight, level: Level = "best") -> Float[Tensor, "rows width"]:
+    def dequantise(self, weight: KernelWeight, level: str = "best") -> Float[Tensor, "rows width"]:
         """The whole weight in float32."""
         out = torch.empty((weight.rows, weight.stored.width))
         self._c.mz_dequantise(self.level(level), *weight.arguments(), out.data_ptr())
@@ -196,7 +195,11 @@ def build(folder: Path, *, extra: Sequence[str] = ()) -> Path:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as work:
             built = Path(work, "built")
             built.mkdir()
-            settings = {"extra_cflags": [*_FLAGS, *extra], "extra_ldflags": ["-fopenmp"], "is_python_module": False}
+            settings: dict[str, Any] = {
+                "extra_cflags": [*_FLAGS, *extra],
+                "extra_ldflags": ["-fopenmp"],
+                "is_python_module": False,
+            }
             cpp_extension.load(_NAME, [str(_SOURCE)], build_directory=str(built), **settings)
             _install(built, home)
     return target
