@@ -60,13 +60,14 @@ def quantise(
     modulation: bool = True,
     layers: tuple[str, ...] = (),
     executor: Literal["auto", "simulate", "integer", "fused", "fast"] = "auto",
-    prompts: tuple[str, ...] = (),
+    prompts: tuple[int | str, ...] = (),
     samples: int = 256,
     steps: int = 50,
     guidance: float = 1.5,
     batch_size: int = 16,
     space: tuple[int, ...] = SPACE,
     constraint: Literal["mean_group", "scale_ops", "bytes"] = "mean_group",
+    budget_group: int = DEFAULT,
     generations: int = 10,
     population: int = 50,
     pictures: int = 64,
@@ -91,13 +92,14 @@ def quantise(
         modulation: quantise the weights of adaLN layers too.
         layers: names of the layers to quantise; all linear ones inside transformer blocks when empty.
         executor: how the integers are multiplied; auto takes the fastest that this machine has.
-        prompts: for calibration pictures, used in turn; random classes for class-conditional models.
+        prompts: texts, class names or class indices of calibration pictures, used in turn; random classes when empty.
         samples: calibration inputs.
         steps: sampling steps of calibration and search.
         guidance: guidance scale of calibration pictures.
         batch_size: calibration pictures at once.
         space: group sizes that the search chooses from.
-        constraint: budget of the search, that of all-128: mean group size, rescalings of outputs, or bytes.
+        constraint: what the search has a budget of: mean group size, rescalings of outputs, or bytes.
+        budget_group: the budget is what this group size everywhere would spend.
         generations: of the search.
         population: of the search.
         pictures: on which the search judges a candidate.

@@ -121,7 +121,7 @@ def make_layer(
     """The quantised layer that stands in for a linear one.
 
     Args:
-        old: gives bias, device and mode.
+        old: gives the bias.
         codes: its rounded weight.
         spec: how it is quantised.
         statistics: of its inputs, for static ranges and a divisor at run time.
@@ -130,10 +130,9 @@ def make_layer(
     from .linear import QuantLinear
 
     grid = statistics.static_grid() if statistics else None
-    new = QuantLinear.from_codes(codes, old.bias, spec, static_grid=grid, executor=executor)
-    if statistics is not None and statistics.divisor is not None:
-        new.input_scale = statistics.divisor.to(old.weight.device, torch.float32)
-    return new.train(old.training)
+    divisor = statistics.divisor if statistics else None
+    options: dict[str, Any] = {"static_grid": grid, "input_scale": divisor, "executor": executor}
+    return QuantLinear.from_codes(codes, old.bias, spec, **options)
 
 
 @torch.no_grad()
@@ -222,7 +221,7 @@ def quantise_network(
 @torch.no_grad()
 def channel_maxima(
     network: nn.Module, layers: Sequence[str], calibration: Calibration, *, batch_size: int = 32
-) -> dict[str, Float[Tensor, " width"]]:
+) -> dict[str, Float[Tensor, " _"]]:
     """Largest |x| of every input channel of layers over calibration data."""
     maxima: dict[str, Tensor] = {}
 

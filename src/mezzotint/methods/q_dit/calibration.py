@@ -195,14 +195,24 @@ def _rows(value: Any, rows: int) -> Any:
 
 
 def _asked(pipe: Any, prompts: Sequence[Any], samples: int, seed: int) -> list[Any]:
-    if prompts:
-        return [prompts[k % len(prompts)] for k in range(samples)]
     labels = getattr(pipe, "labels", None)
+    if prompts:
+        given = [_class(labels, prompt) if hasattr(pipe, "labels") else prompt for prompt in prompts]
+        return [given[k % len(given)] for k in range(samples)]
     classes = sorted(set(labels.values())) if labels else range(_class_count(pipe))
     if not classes:
         return [""] * samples
     drawn = torch.randint(len(classes), (samples,), generator=stream(seed, "calibration classes"))
     return [int(classes[k]) for k in drawn.tolist()]
+
+
+def _class(labels: Any, prompt: Any) -> int:
+    """Index of a class, given as such or by name."""
+    if isinstance(prompt, int):
+        return prompt
+    if prompt not in (labels or {}):
+        raise ValueError(f"unknown class {prompt!r}; the model has {len(labels or {})} names, or give an index")
+    return int(labels[prompt])
 
 
 def _class_count(pipe: Any) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 
 from .apply import quantise_network
 from .calibration import Calibration, collect
-from .costs import Kind, constraint, mean_group
+from .costs import Kind, constraint, fixed, mean_group
 from .fitness import LatentFitness, OutputFitness, Regrouped, find_genes
 from .layers import check_network, find_targets, network_of
 from .quantised import Quantised
@@ -46,6 +46,7 @@ class Options:
     batch_size: int
     space: tuple[int, ...]
     constraint: Kind
+    budget_group: int
     generations: int
     population: int
     pictures: int
@@ -55,7 +56,7 @@ class Options:
     def __post_init__(self) -> None:
         """Refuse what would fail later, before work is lost."""
         counts = {"samples": self.samples, "steps": self.steps, "batch_size": self.batch_size}
-        counts |= {"population": self.population, "pictures": self.pictures}
+        counts |= {"budget_group": self.budget_group, "population": self.population, "pictures": self.pictures}
         for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
@@ -149,7 +150,9 @@ def search_groups(pipe: Any, calibration: Calibration, options: Options) -> Sear
     network = network_of(pipe)
     plain = replace(options.recipe, method="rtn", act_range="dynamic", smoothing=None, official_stale_params=False)
     found = find_genes(network, calibration, space=options.space, modulation=options.modulation)
-    budget = constraint(options.constraint, found, bits=options.weights, symmetric=options.symmetric)
+    spent = fixed(found, options.budget_group)
+    precision = {"bits": options.weights, "symmetric": options.symmetric}
+    budget = constraint(options.constraint, found, reference=spent, **precision)
     candidates = Regrouped(network, plain, found)
     settings = Settings(
         options.generations,

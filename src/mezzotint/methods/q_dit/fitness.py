@@ -54,15 +54,18 @@ class Regrouped:
         network: full precision, unchanged; kept, for its weights.
         recipe: round-to-nearest with dynamic ranges; its group is the start value of layers outside the genes.
         searched: the genes.
+        executor: of the candidates; simulation costs least where every layer is used a few times only.
     """
 
-    def __init__(self, network: nn.Module, recipe: Recipe, searched: Sequence[Gene]) -> None:
+    def __init__(
+        self, network: nn.Module, recipe: Recipe, searched: Sequence[Gene], *, executor: str = "simulate"
+    ) -> None:
         if recipe.needs_calibration:
             raise ValueError("candidates of the search are rounded to nearest with dynamic ranges")
-        self.original, self.recipe, self.genes = network, recipe, tuple(searched)
+        self.original, self.recipe, self.genes, self.executor = network, recipe, tuple(searched), executor
         first = tuple(gene.choices[-1] for gene in searched)
         self.specs = layer_specs(find_targets(network, modulation=recipe.modulation), self.at(first))
-        self.network, _ = quantise_network(network, self.at(first))
+        self.network, _ = quantise_network(network, self.at(first), executor=executor)
 
     def at(self, genome: Genome) -> Recipe:
         """The recipe with a genome's group sizes.
@@ -89,7 +92,7 @@ class Regrouped:
         layer = self.original.get_submodule(name)
         assert isinstance(layer, nn.Linear)
         codes = round_weight(layer, spec, self.recipe, name=name)
-        self.network.set_submodule(name, make_layer(layer, codes, spec))
+        self.network.set_submodule(name, make_layer(layer, codes, spec, executor=self.executor))
         self.specs[name] = spec
 
 

@@ -109,8 +109,8 @@ def modulated_blocks(network: nn.Module) -> dict[str, Any]:
 
 
 def smooth(
-    network: nn.Module, maxima: Mapping[str, Float[Tensor, " width"]], *, alpha: float = 0.5
-) -> dict[str, Float[Tensor, " width"]]:
+    network: nn.Module, maxima: Mapping[str, Float[Tensor, " _"]], *, alpha: float = 0.5
+) -> dict[str, Float[Tensor, " _"]]:
     """Apply SmoothQuant to a network, in place.
 
     Folds what a DiT's modulation and values can take. What is left divides its input at run time, and so do all layers

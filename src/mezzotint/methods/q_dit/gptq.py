@@ -10,11 +10,11 @@ import warnings
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .groups import check_group
-from .quantiser import Codes, Grid, Precision
+from .quantiser import Codes, Precision
 from .ranges import Ranges, weight_grid
 
 __all__ = ["BLOCK", "DAMPING", "Hessian", "gptq", "inverse_factor"]
@@ -63,7 +63,7 @@ class Hessian:
 
 def inverse_factor(
     hessian: Float[Tensor, "width width"], *, damping: float = DAMPING
-) -> tuple[Float[Tensor, "width width"], Float[Tensor, " width"]]:
+) -> tuple[Float[Tensor, "width width"], Bool[Tensor, " width"]]:
     """Upper Cholesky factor U of the damped inverse, H^-1 = U^T U, and which columns are dead (H_jj = 0).
 
     Args:
@@ -123,7 +123,7 @@ def gptq(
     scales = columns.new_empty(width // group, weight.shape[0])
     zeros = torch.empty_like(scales)
 
-    def begin(source: Tensor, start: int) -> Grid:
+    def begin(source: Tensor, start: int) -> tuple[Tensor, Tensor]:
         scale, zero = weight_grid(source[start : start + group].T, precision, group, ranges=ranges)
         scales[start // group], zeros[start // group] = scale[:, 0], zero[:, 0].float()
         return scales[start // group], zeros[start // group]

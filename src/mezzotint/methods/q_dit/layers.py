@@ -95,7 +95,7 @@ def check_network(network: nn.Module) -> None:
     """Refuse a network that cannot be quantised as it is.
 
     Raises:
-        ValueError: it holds LoRA layers, is quantised already, or has weights that are not finite.
+        ValueError: it holds LoRA layers or is quantised already.
     """
     for name, module in network.named_modules():
         if LORA in name:

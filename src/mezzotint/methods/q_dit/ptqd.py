@@ -41,7 +41,7 @@ class Affine:
         return (eps - self.bias) / (1 + self.slope)
 
 
-def fit_affine(quantised: Float[Tensor, "batch ..."], exact: Float[Tensor, "batch ..."]) -> Affine:
+def fit_affine(quantised: Float[Tensor, "..."], exact: Float[Tensor, "..."]) -> Affine:
     """Least squares of the error on the exact noise.
 
     Args:

@@ -34,8 +34,8 @@ __all__ = [
 BITS = (2, 3, 4, 5, 6, 8, 16)
 LEAST_SCALE = 1e-8
 Scope: TypeAlias = Literal["token", "sample"]
-Grid: TypeAlias = tuple[Float[Tensor, "*batch groups"], Int16[Tensor, "*batch groups"]]
-"""Scale and zero point of every group."""
+Grid: TypeAlias = tuple[Float[Tensor, "*grid cells"], Int16[Tensor, "*grid cells"]]
+"""Scale and zero point of every group; broadcastable where it is fixed."""
 
 
 @dataclass(frozen=True)
@@ -217,10 +217,8 @@ def quantise(
     if x.numel() == 0:
         empty = torch.zeros((*x.shape[:-1], groups), device=x.device)
         return Codes(x.to(torch.int16), empty, empty.to(torch.int16), group)
-    found = grid if grid is not None else ranges_to_grid(*group_ranges(x, group, scope=scope), precision)
+    found = _grid(x, precision, group, scope) if grid is None else _finite_on(x, grid)
     codes = encode(x, found, precision, group)
-    if grid is not None:
-        _finite(codes)
     scale, zero = (part.expand(*x.shape[:-1], groups) for part in found)
     return Codes(codes.to(torch.int16), scale, zero, group)
 
@@ -250,16 +248,25 @@ def fake_quantise(
     check_group(x.shape[-1], group)
     if x.numel() == 0:
         return x
-    found = grid if grid is not None else ranges_to_grid(*group_ranges(x, group, scope=scope), precision)
+    found = _grid(x, precision, group, scope) if grid is None else _finite_on(x, grid)
     codes = encode(x, found, precision, group)
-    if grid is not None:
-        _finite(codes)
     scale, zero = found
     return (_grouped(codes, group).sub_(zero[..., None]) * scale[..., None]).reshape(x.shape).to(x.dtype)
 
 
 def _grouped(x: Tensor, group: int) -> Tensor:
     return x.reshape(*x.shape[:-1], x.shape[-1] // group, group)
+
+
+def _grid(x: Tensor, precision: Precision, group: int, scope: Scope) -> Grid:
+    low, high = group_ranges(x, group, scope=scope)
+    return ranges_to_grid(low, high, precision)
+
+
+def _finite_on(x: Tensor, grid: Grid) -> Grid:
+    """A fixed grid would clip an infinity to its end and hide it."""
+    _finite(x)
+    return grid
 
 
 def _finite(numbers: Tensor) -> Tensor:

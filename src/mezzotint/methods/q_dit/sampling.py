@@ -42,7 +42,6 @@ def start_noise(pipe: Any, count: int, *, seed: int, first: int = 0) -> Float[Te
     return normal(shape, seed=seed, purpose="quantised latents", first=first, count=count, device=pipe.device)
 
 
-@torch.no_grad()
 def trajectory(
     pipe: Any,
     prompts: Prompt,
@@ -69,8 +68,10 @@ def trajectory(
     times = ddim_timesteps(pipe, steps)
     x, eps = noise, noise
     for t, to in zip(times, [*times[1:], -1], strict=True):
-        eps = denoiser.eps(x, t)
-        eps = eps if correct is None else correct(eps, t)
+        # Inside the loop: a generator must not hold the mode while its caller runs.
+        with torch.no_grad():
+            eps = denoiser.eps(x, t)
+            eps = eps if correct is None else correct(eps, t)
         yield t, x, eps
         x = denoiser.levels.ddim_step(x, eps, t, to)
     yield -1, x, eps

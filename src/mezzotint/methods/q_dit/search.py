@@ -105,6 +105,21 @@ class _Draw:
         generator = self._stream("random")
         return tuple(_pick(gene.choices, generator) for gene in self.genes)
 
+    def repaired(self) -> Genome:
+        """A random genome whose groups are made coarser, one at a time, until it keeps the budget.
+
+        Under a tight budget hardly any uniform genome is legal, and the more layers the fewer.
+        """
+        generator = self._stream("repair")
+        genome = [_pick(gene.choices, generator) for gene in self.genes]
+        order = torch.randperm(len(genome), generator=generator).tolist()
+        while not self.legal.legal(tuple(genome)):
+            index = next(k for k in order if genome[k] != self.genes[k].choices[-1])
+            choices = self.genes[index].choices
+            genome[index] = choices[choices.index(genome[index]) + 1]
+            order = [*order[order.index(index) + 1 :], *order[: order.index(index) + 1]]
+        return tuple(genome)
+
     def mutant(self, parents: Sequence[Genome]) -> Genome:
         """One parent, some genes replaced by random choices."""
         generator = self._stream("mutation")
@@ -133,6 +148,11 @@ class _Draw:
             found.append(genome)
         return found
 
+    def fill(self, count: int) -> list[Genome]:
+        """New random genomes: uniform ones that happen to be legal first, then repaired ones."""
+        found = self.fresh(count, self.random)
+        return found + self.fresh(count - len(found), self.repaired)
+
 
 def evolve(
     fitness: Fitness, genes: Sequence[Gene], legal: Constraint, *, settings: Settings | None = None, seed: int = 0
@@ -156,7 +176,7 @@ def evolve(
         parents = [one.genome for one in best]
         population = draw.fresh(settings.mutations, lambda parents=parents: draw.mutant(parents))  # type: ignore[misc]
         population += draw.fresh(settings.crossovers, lambda parents=parents: draw.child(parents))  # type: ignore[misc]
-        population += draw.fresh(settings.population - len(population), draw.random)
+        population += draw.fill(settings.population - len(population))
     return Found(tuple(history))
 
 
@@ -214,7 +234,7 @@ def _first(draw: _Draw, genes: Sequence[Gene], count: int) -> list[Genome]:
     start = fixed(genes)
     known = [start] if draw.legal.legal(start) else []
     draw.seen.update(known)
-    return (known + draw.fresh(count - len(known), draw.random))[:count]
+    return (known + draw.fill(count - len(known)))[:count]
 
 
 def _pick(choices: Sequence[T], generator: torch.Generator) -> T:
