@@ -82,7 +82,8 @@ def disk_bytes(folder: str | Path) -> int:
 
 def _others(network: nn.Module, *, shared: bool = True) -> Iterator[Tensor]:
     """Tensors that are no part of a quantised weight; with `shared`, each memory once."""
-    packed = {id(part) for layer in quantised_layers(network).values() for part in layer.buffers() if part is not None}
+    layers = quantised_layers(network).values()
+    packed = {id(part) for layer in layers for part in (layer.packed, layer.scale, layer.zero) if part is not None}
     seen: set[tuple[int, int]] = set()
     for tensor in network.state_dict(keep_vars=True).values():
         key = (tensor.data_ptr(), tensor.numel())
