@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 
+import mezzotint
 from mezzotint import q_dit
 from mezzotint.methods.q_dit.apply import clone, quantise_network
 from mezzotint.methods.q_dit.blocks import Chain
@@ -203,6 +204,13 @@ def test_the_door_gives_a_pipeline_and_leaves_the_given_one_alone():
     facts = made.to_json()
     assert facts["layers"] == len(facts["report"]) == 14
     assert all(layer["output_error"] < 0.5 for layer in facts["report"])
+
+
+def test_a_saved_pipeline_comes_back_and_computes_the_same(tmp_path):
+    made = q_dit.quantise(tiny_dit_pipe(), method="rtn", group=8, **SIMULATE)
+    assert made.save(tmp_path / "small") == tmp_path / "small"
+    again = mezzotint.load(tmp_path / "small")
+    assert torch.equal(outputs(again.transformer, dit_inputs()), outputs(made.pipe.transformer, dit_inputs()))
 
 
 def test_a_quantised_network_is_deterministic_without_gradients_and_in_evaluation_mode():

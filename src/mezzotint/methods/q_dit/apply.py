@@ -20,7 +20,7 @@ from .blocks import Chain, observed
 from .calibration import Calibration
 from .folds import smooth
 from .gptq import Hessian, gptq
-from .layers import Target, find_targets
+from .layers import Target, check_weights, find_targets
 from .quantised import LayerReport
 from .quantiser import Codes, Grid, LayerSpec, fake_quantise, quantise
 from .ranges import ErrorRange, RunningRange, StaticRange, weight_grid
@@ -99,11 +99,9 @@ def round_weight(
         name: for messages.
 
     Raises:
-        ValueError: a weight that is not finite, or GPTQ without inputs.
+        ValueError: GPTQ without inputs; see also `check_weights`.
     """
     weight = layer.weight.detach()
-    if not torch.isfinite(weight).all():
-        raise ValueError(f"the weight of layer {name!r} must be finite, got NaN or infinity")
     if recipe.method == "gptq":
         if statistics is None or statistics.hessian is None:
             raise ValueError(f"GPTQ needs calibration data, and layer {name!r} saw none")
@@ -205,6 +203,7 @@ def quantise_network(
         raise ValueError("this recipe needs calibration data (GPTQ, static ranges, smoothing): give some, or use rtn")
     targets = {target.name: target for target in find_targets(network, names=layers, modulation=recipe.modulation)}
     specs = layer_specs(targets.values(), recipe)
+    check_weights(network, targets.values())
     copied = clone(network, () if recipe.smoothing is not None else tuple(targets))
     divisors: dict[str, Tensor] = {}
     if recipe.smoothing is not None:
@@ -212,7 +211,7 @@ def quantise_network(
         readers = [name for name, target in targets.items() if not target.modulation]
         maxima = channel_maxima(network, readers, calibration, batch_size=batch_size)
         divisors = smooth(copied, maxima, alpha=recipe.smoothing)
-    made = _Job(copied, targets, specs, recipe, divisors, executor)
+    made = _Job(copied, targets, recipe, specs=specs, divisors=divisors, executor=executor)
     reports = made.at_once() if calibration is None else made.by_blocks(calibration, batch_size)
     copied.requires_grad_(False)
     return copied, tuple(reports[name] for name in targets)
@@ -243,8 +242,9 @@ class _Job:
         self,
         network: nn.Module,
         targets: Mapping[str, Target],
-        specs: Mapping[str, LayerSpec],
         recipe: Recipe,
+        *,
+        specs: Mapping[str, LayerSpec],
         divisors: Mapping[str, Tensor],
         executor: str,
     ) -> None:

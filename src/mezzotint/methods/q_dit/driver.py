@@ -13,7 +13,8 @@ from .apply import quantise_network
 from .calibration import Calibration, collect
 from .costs import Kind, constraint, fixed, mean_group
 from .fitness import LatentFitness, OutputFitness, Regrouped, find_genes
-from .layers import check_network, find_targets, network_of
+from .layers import check_network, check_weights, find_targets, network_of
+from .linear import share_inputs
 from .quantised import Quantised
 from .quantiser import Precision, Scope
 from .ranges import Ranges
@@ -105,7 +106,9 @@ def quantise_pipeline(pipe: Any, *, calibration: Calibration | None = None, **op
     recipe, network = chosen.recipe, network_of(pipe)
     check_network(network)
     targets = find_targets(network, names=chosen.layers, modulation=chosen.modulation)
-    layer_specs(targets, recipe)  # refuses a group that does not fit before anything is sampled
+    # Refused before anything is sampled: a group that does not fit, a weight that is not finite.
+    layer_specs(targets, recipe)
+    check_weights(network, targets)
     if calibration is None and (recipe.needs_calibration or chosen.group == "search"):
         calibration = _sampled(pipe, chosen)
     facts: dict[str, Any] = {"method": chosen.method, "weights": chosen.weights, "activations": chosen.activations}
@@ -124,6 +127,7 @@ def quantise_pipeline(pipe: Any, *, calibration: Calibration | None = None, **op
         batch_size=chosen.batch_size,
         executor=chosen.executor,
     )
+    share_inputs(made)
     return Quantised(with_network(pipe, made), report, facts)
 
 
@@ -151,7 +155,7 @@ def search_groups(pipe: Any, calibration: Calibration, options: Options) -> Sear
     plain = replace(options.recipe, method="rtn", act_range="dynamic", smoothing=None, official_stale_params=False)
     found = find_genes(network, calibration, space=options.space, modulation=options.modulation)
     spent = fixed(found, options.budget_group)
-    precision = {"bits": options.weights, "symmetric": options.symmetric}
+    precision: dict[str, Any] = {"bits": options.weights, "symmetric": options.symmetric}
     budget = constraint(options.constraint, found, reference=spent, **precision)
     candidates = Regrouped(network, plain, found)
     settings = Settings(

@@ -93,7 +93,7 @@ def fold_values(values: nn.Linear, output: nn.Linear, scale: Float[Tensor, " wid
     """Divide the input of attention's output projection by `scale` inside the values; in place."""
     values.weight /= scale[:, None].to(values.weight)
     if values.bias is not None:
-        values.bias /= scale.to(values.bias)
+        values.bias.div_(scale.to(values.bias))
     _into_columns([output], scale)
 
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .costs import Gene
 from .groups import SPACE, legal_groups
 
-__all__ = ["Target", "check_network", "find_targets", "genes", "network_of"]
+__all__ = ["Target", "check_network", "check_weights", "find_targets", "genes", "network_of"]
 
 _BLOCK = re.compile(r"^(.*?\b(?:\w*transformer_blocks)\.\d+)\.(.+)$")
 _QUERY = re.compile(r"\bto_([qkv])$")
@@ -102,6 +103,18 @@ def check_network(network: nn.Module) -> None:
             raise ValueError(f"layer {name!r} belongs to a LoRA: fuse it into the weights or unload it first")
         if type(module).__name__ == "QuantLinear":
             raise ValueError(f"the network is quantised already (layer {name!r}): start from the original")
+
+
+def check_weights(network: nn.Module, targets: Iterable[Target]) -> None:
+    """Refuse weights that no integer stands for.
+
+    Raises:
+        ValueError: a weight is not finite; names the layer.
+    """
+    for target in targets:
+        weight = network.get_submodule(target.name).weight
+        if not torch.isfinite(cast("Tensor", weight)).all():
+            raise ValueError(f"the weight of layer {target.name!r} must be finite, got NaN or infinity")
 
 
 def genes(

@@ -83,9 +83,11 @@ def arms(weights: int) -> dict[str, Recipe]:
 
 def measure_numerics(trial: Any, seeds: Sequence[int], size: Size) -> None:
     """Add the rows of part A to an evidence.Experiment whose arms exist."""
+    exact = [random_transformer(seed) for seed in seeds]
     for injected in (False, True):
         for weights in (8, 4):
-            found = [_errors(seed, size, weights, injected=injected) for seed in seeds]
+            pairs = zip(exact, seeds, strict=True)
+            found = [_errors(one, seed, size, weights, injected=injected) for one, seed in pairs]
             values = {arm: [one[arm] for one in found] for arm in found[0]}
             kind = "injected outliers" if injected else "natural"
             trial.measure(
@@ -98,8 +100,7 @@ def measure_numerics(trial: Any, seeds: Sequence[int], size: Size) -> None:
             )
 
 
-def _errors(seed: int, size: Size, weights: int, *, injected: bool) -> dict[str, list[float]]:
-    exact = random_transformer(seed)
+def _errors(exact: Any, seed: int, size: Size, weights: int, *, injected: bool) -> dict[str, list[float]]:
     network = clone(exact)
     if injected:
         inject_outliers(network, seed=seed)

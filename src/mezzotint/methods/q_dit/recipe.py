@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from .gptq import DAMPING
 from .groups import DEFAULT, check_group, largest_group
@@ -123,7 +123,7 @@ def named_recipes(weights: int = 4, activations: int = 8, *, group: GroupChoice 
     """
     row = Recipe(Precision(weights), Precision(activations), group="row", method="rtn")
     grouped = replace(row, group=group)
-    static = {"act_range": "static", "per_tensor": True}
+    static: dict[str, Any] = {"act_range": "static", "per_tensor": True}
     return {
         "RTN-T": replace(row, **static),
         "RTN-D": row,

@@ -37,7 +37,7 @@ def ddim_timesteps(pipe: Any, steps: int) -> list[int]:
 
 def start_noise(pipe: Any, count: int, *, seed: int, first: int = 0) -> Float[Tensor, "count channels height width"]:
     """Start noise of pictures `first` and following; independent of the batch."""
-    config = network_of(pipe).config
+    config: Any = network_of(pipe).config
     shape = (config.in_channels, config.sample_size, config.sample_size)
     return normal(shape, seed=seed, purpose="quantised latents", first=first, count=count, device=pipe.device)
 

@@ -68,7 +68,7 @@ class TimestepLinear(nn.Module):
     scale: Float[Tensor, "steps groups"]
     zero: Int16[Tensor, "steps groups"]
 
-    def __init__(self, layer: nn.Module, precision: Precision, group: int, tables: Grid, clock: Clock) -> None:
+    def __init__(self, layer: nn.Module, precision: Precision, group: int, *, tables: Grid, clock: Clock) -> None:
         super().__init__()
         self.layer, self.precision, self.group, self.clock = layer, precision, group, clock
         self.in_features, self.out_features = layer.in_features, layer.out_features
@@ -151,8 +151,7 @@ def quantise_by_timestep(
     for name, each in ranges.items():
         grids = [one.grid(recipe.activations) for one in each]
         tables = torch.stack([scale for scale, _ in grids]), torch.stack([zero for _, zero in grids])
-        made.set_submodule(
-            name, TimestepLinear(made.get_submodule(name), recipe.activations, groups[name], tables, clock)
-        )
+        layer = TimestepLinear(made.get_submodule(name), recipe.activations, groups[name], tables=tables, clock=clock)
+        made.set_submodule(name, layer)
     made.register_forward_pre_hook(clock, with_kwargs=True)
     return made, report

@@ -52,6 +52,14 @@ class Size:
     batch: int = 64
 
 
+def class_names(pipe: Any) -> dict[int, str]:
+    """Index -> name of the classes that the model was trained on; the embedded recipe's where the pipeline has none."""
+    from mezzotint.zoo.recipes.scenes_dit import CLASSES
+
+    named = {int(index): str(name) for name, index in (pipe.labels or {}).items()}
+    return named or dict(enumerate(CLASSES))
+
+
 class Bench:
     """One seed's calibration, noise and full-precision latents, natural or with injected outliers."""
 
@@ -66,7 +74,7 @@ class Bench:
     @cached_property
     def classes(self) -> list[int]:
         """Class of every picture: the model's classes in turn."""
-        known = sorted(set(self.original.labels.values()))
+        known = sorted(class_names(self.original))
         count = max(self.size.pictures, self.size.judged)
         return [known[(7 * k + self.seed) % len(known)] for k in range(count)]
 
@@ -74,7 +82,7 @@ class Bench:
     def calibration(self) -> Calibration:
         """Inputs along full-precision sampling; outliers change none of them."""
         settings: dict[str, Any] = {"steps": self.size.steps, "guidance": self.size.guidance, "seed": self.seed}
-        return collect(self.original, samples=self.size.calibration, **settings)
+        return collect(self.original, self.classes, samples=self.size.calibration, **settings)
 
     def latents(self, arm: Arm, count: int) -> Float[Tensor, "count channels height width"]:
         """Final latents of the first pictures."""
@@ -126,18 +134,32 @@ def measure_arms(trial: Any, pipe: Any, seeds: Sequence[int], size: Size, *, nam
     for injected in (False, True):
         benches = [Bench(pipe, seed, size, injected=injected) for seed in seeds]
         exact = [bench.latents(bench.made("full precision", 8, 8), len(bench.classes)) for bench in benches]
-        for weights, activations in size.precisions:
-            group = f"W{weights}A{activations}, {'injected outliers' if injected else 'natural'}"
-            for name in names:
-                made = [bench.latents(bench.made(name, weights, activations), len(bench.classes)) for bench in benches]
-                errors = [rmse(a[: size.pictures], b[: size.pictures]) for a, b in zip(made, exact, strict=True)]
-                _rmse_row(trial, RMSE, {name: torch.stack(errors)}, group)
-                judge.measure(trial, {name: made}, benches, group)
-                if not injected:
-                    judge.show(trial, name, made[0], benches[0])
         if not injected:
             judge.show(trial, "full precision", exact[0], benches[0])
             judge.measure(trial, {"full precision": exact}, benches, "natural, not quantised")
+        for precision in size.precisions:
+            for name in names:
+                _measure_arm(trial, judge, benches, exact, name=name, precision=precision)
+
+
+def _measure_arm(
+    trial: Any,
+    judge: Judge,
+    benches: Sequence[Bench],
+    exact: Sequence[Tensor],
+    *,
+    name: str,
+    precision: tuple[int, int],
+) -> None:
+    count = benches[0].size.pictures
+    outliers = "injected outliers" if benches[0].injected else "natural"
+    group = f"W{precision[0]}A{precision[1]}, {outliers}"
+    made = [bench.latents(bench.made(name, *precision), len(bench.classes)) for bench in benches]
+    errors = [rmse(a[:count], b[:count]) for a, b in zip(made, exact, strict=True)]
+    _rmse_row(trial, RMSE, {name: torch.stack(errors)}, group)
+    judge.measure(trial, {name: made}, benches, group)
+    if not benches[0].injected:
+        judge.show(trial, name, made[0], benches[0])
 
 
 def _rmse_row(trial: Any, metric: str, values: Mapping[str, Tensor], group: str) -> None:
@@ -150,7 +172,7 @@ class Judge:
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
-        self.names = {index: name for name, index in pipe.labels.items()}
+        self.names = class_names(pipe)
 
     @cached_property
     def parser(self) -> Any:
