@@ -26,7 +26,8 @@ class SizeReport:
         formula: the same by `packing.stored_bytes`.
         others: every other tensor once: biases, layers that are not quantised.
         resident: memory of the network now, with what executors have made from the packed weights.
-        half: what the network took in 16-bit floating point, tensors of equal content each counted.
+        half: what the network took in 16-bit floating point, every tensor counted, as diffusers stores it.
+        half_once: the same with tensors that blocks share counted once, as the paper counts.
         disk: files of the folder, if one was given.
     """
 
@@ -36,12 +37,13 @@ class SizeReport:
     others: int
     resident: int
     half: int
+    half_once: int
     disk: int | None = None
 
     @property
     def ratio(self) -> float:
-        """Stored bytes as a share of 16-bit floating point."""
-        return (self.weights + self.others) / self.half if self.half else 1.0
+        """Stored bytes as a share of 16-bit floating point, shared tensors counted once in both."""
+        return (self.weights + self.others) / self.half_once if self.half_once else 1.0
 
 
 def size_report(network: nn.Module, folder: str | Path | None = None) -> SizeReport:
@@ -58,14 +60,15 @@ def size_report(network: nn.Module, folder: str | Path | None = None) -> SizeRep
     others = sum(_bytes(tensor) for tensor in _others(network))
     executors = sum(layer.resident_bytes() - layer.held_bytes() for layer in layers)
     dense = sum(layer.in_features * layer.out_features for layer in layers)
-    plain = sum(tensor.numel() for tensor in _others(network, shared=False))
+    every, once = (sum(t.numel() for t in _others(network, shared=shared)) for shared in (False, True))
     return SizeReport(
         layers=len(layers),
         weights=weights,
         formula=formula,
         others=others,
         resident=weights + others + executors,
-        half=_HALF * (dense + plain),
+        half=_HALF * (dense + every),
+        half_once=_HALF * (dense + once),
         disk=None if folder is None else disk_bytes(folder),
     )
 
