@@ -50,7 +50,8 @@ def torchao_int8(module: nn.Module) -> nn.Module | None:
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
     module = nn.Sequential(copy.deepcopy(module)) if isinstance(module, nn.Linear) else copy.deepcopy(module)
-    quantize_(module, Int8DynamicActivationInt8WeightConfig())
+    config = Int8DynamicActivationInt8WeightConfig()
+    quantize_(module, config, filter_fn=lambda part, name: type(part) is nn.Linear and ".emb." not in name)
     return module
 
 
