@@ -1,4 +1,4 @@
-"""Laws of quantised folders: what is loaded is what was saved, bit for bit, in the bytes stated, and nothing is trusted."""
+"""Laws of quantised folders: what is loaded is what was saved, bit for bit, in the bytes stated; nothing is trusted."""
 
 import copy
 import json
