@@ -5,13 +5,14 @@ import torch
 
 from mezzotint.diffusion.condition import Condition
 from mezzotint.methods.q_dit.calibration import Calibration, collect, draw_visits
+from mezzotint.methods.q_dit.layers import network_of
 from mezzotint.methods.q_dit.ptqd import Affine, Correction, fit_affine, fit_correction, reduced_variance
 from mezzotint.methods.q_dit.quantiser import Precision
 from mezzotint.methods.q_dit.recipe import Recipe, named_recipes
 from mezzotint.methods.q_dit.sampling import ddim_timesteps, sample_latents, start_noise, trajectory
 from mezzotint.methods.q_dit.tfmq import Clock, TimestepLinear, quantise_by_timestep
 from mezzotint.metrics.similarity import rmse
-from tests.diffusion.conftest import tiny_dit_pipe, tiny_sd
+from tests.diffusion.conftest import BUILDERS, tiny_dit_pipe, tiny_sd
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,16 @@ def test_of_guided_halves_the_conditional_one_is_kept():
     cond, uncond = Condition.from_prompt(pipe, ["a red cube", "a ball"])
     torch.testing.assert_close(found["encoder_hidden_states"], cond.encoder_hidden_states)
     assert not torch.equal(found["encoder_hidden_states"], uncond.encoder_hidden_states)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_calibration_inputs_are_a_call_of_the_network_item_by_item(name):
+    pipe = BUILDERS[name]()
+    found = collect(pipe, ["a red cube", "a ball"], samples=2, steps=2, guidance=2.0)
+    network = network_of(pipe)
+    with torch.no_grad():
+        together, second = (network(**part.arguments())[0] for part in (found, found[1:]))
+    torch.testing.assert_close(together[1:], second, rtol=1e-4, atol=1e-5)
 
 
 def test_a_pipeline_is_left_as_it_was_and_empty_calibration_is_refused(pipe):

@@ -174,13 +174,13 @@ def search_groups(pipe: Any, calibration: Calibration, options: Options) -> Sear
 
 
 def _fitness(pipe: Any, candidates: Regrouped, calibration: Calibration, options: Options) -> Any:
-    labelled = getattr(network_of(pipe).config, "num_embeds_ada_norm", None)
+    classes = calibration.arguments().get("class_labels")
+    prompts = list(options.prompts) or ([] if classes is None else classes.tolist())
     discrete = getattr(getattr(pipe, "scheduler", None), "alphas_cumprod", None) is not None
-    if not discrete or not (labelled or options.prompts):
+    if not (discrete and prompts):
         return OutputFitness(candidates, calibration[: options.pictures])
-    names = list(options.prompts) or sorted(set((getattr(pipe, "labels", None) or {}).values())) or [0]
-    prompts = [names[k % len(names)] for k in range(options.pictures)]
-    return LatentFitness(pipe, candidates, prompts, steps=options.steps, seed=options.seed)
+    chosen = [prompts[k % len(prompts)] for k in range(options.pictures)]
+    return LatentFitness(pipe, candidates, chosen, steps=options.steps, seed=options.seed)
 
 
 def _sampled(pipe: Any, options: Options) -> Calibration:
