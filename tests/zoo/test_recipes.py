@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import mezzotint
+from mezzotint.loading import zoo_path
 from mezzotint.metrics.parser import ATTRIBUTES, LABELS, peaks, split_logits
 from mezzotint.training import Config, Step, fit
 from mezzotint.worlds.scenes.captions import caption
 from mezzotint.worlds.scenes.sampling import sample
-from mezzotint.zoo.recipes import _autoencoder, _denoiser, _words, scene_parser, scenes_dit
+from mezzotint.zoo.recipes import _autoencoder, _denoiser, _words, scene_parser, scenes, scenes_dit
 
 QUICK = Config(steps=2, batch_size=4)
 
@@ -172,3 +174,19 @@ def test_the_transformer_learns_and_saves(tmp_path: Path) -> None:
     config = dataclasses.replace(QUICK, steps=8, batch_size=8, optimiser="muon", learning_rate=2e-3, log_every=1)
     rows = fit(scenes_dit.loss(network, 1.0), network, table, config, progress=False).rows
     assert rows[-1]["simple"] < rows[0]["simple"]
+
+
+def test_training_goes_on_from_a_pipeline(tmp_path: Path) -> None:
+    begun = mezzotint.load("scenes")
+    shared = {"start": zoo_path("scenes"), "batch_size": 4, "run": tmp_path / "run"}
+    out = scenes.train(tmp_path / "on", pictures=520, steps=1, **shared)
+    after = mezzotint.load(out)
+    assert all(
+        torch.equal(one, other) for one, other in zip(begun.vae.parameters(), after.vae.parameters(), strict=True)
+    )
+    moved = [
+        (one - other).detach().abs().max()
+        for one, other in zip(begun.unet.parameters(), after.unet.parameters(), strict=True)
+    ]
+    assert 0 < float(torch.stack(moved).max()) < 0.1
+    assert (tmp_path / "run" / "data.safetensors").is_file()

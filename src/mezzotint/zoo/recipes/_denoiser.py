@@ -85,8 +85,11 @@ def min_snr(alphas_cumprod: Float[Tensor, " steps"]) -> Float[Tensor, " steps"]:
     return snr.clamp(max=_GAMMA) / snr
 
 
-def loss(unet: Any, text: Any, scale: float) -> Any:
-    """Weighted epsilon error of a batch with `latents` (unscaled) and `ids` (several captions an item)."""
+def loss(unet: Any, text: Any, scale: float, *, fast: Any = None) -> Any:
+    """Weighted epsilon error of a batch with `latents` (unscaled) and `ids` (several captions an item).
+
+    `fast` is the same network, compiled, for the calls that are differentiated.
+    """
     alphas_cumprod = levels().alphas_cumprod.float()
     weights = min_snr(alphas_cumprod)
     empty = torch.ones(48, dtype=torch.long)
@@ -103,7 +106,8 @@ def loss(unet: Any, text: Any, scale: float) -> Any:
         noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
         # At this size the plain product-softmax-product is faster to differentiate on a CPU than the fused kernel.
         with sdpa_kernel([SDPBackend.MATH] if clean.device.type == "cpu" else list(_KERNELS)):
-            made = unet(noisy, timestep, text(ids).last_hidden_state).sample.float()
+            network = fast if fast is not None and torch.is_grad_enabled() else unet
+            made = network(noisy, timestep, text(ids).last_hidden_state).sample.float()
         error = (made - noise).square().mean((1, 2, 3))
         return (error * weights.to(error.device)[timestep]).mean()
 

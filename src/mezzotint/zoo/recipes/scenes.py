@@ -1,12 +1,12 @@
-"""Trains `scenes`, the embedded text-to-image pipeline, from scratch.
+"""Trains `scenes`, the embedded text-to-image pipeline, from scratch or on from weights that exist.
 
-Parts: tokenizer and text encoder, autoencoder, denoiser. The result is a stock StableDiffusionPipeline. Every part
-can be continued from a checkpoint folder.
+Parts: tokenizer and text encoder, autoencoder, denoiser. The result is a stock StableDiffusionPipeline.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from mezzotint.files import atomic_folder
-from mezzotint.training import fit
+from mezzotint.files import atomic_folder, read_safetensors, write_safetensors
+from mezzotint.loading import load
+from mezzotint.training import Config, fit
+from mezzotint.training.processes import Processes
 from mezzotint.worlds.scenes.captions import caption
 from mezzotint.worlds.scenes.render import picture
 from mezzotint.worlds.scenes.sampling import sample
@@ -30,8 +32,11 @@ _HELD_OUT = 512
 def train(
     out: Path,
     *,
+    start: Path | None = None,
     pictures: int = 20480,
     steps: int = _denoiser.CONFIG.steps,
+    batch_size: int = _denoiser.CONFIG.batch_size,
+    compiled: bool = False,
     autoencoder_steps: int = _autoencoder.CONFIG.steps,
     decoder_steps: int = _autoencoder.DECODER_CONFIG.steps,
     seed: int = 0,
@@ -39,27 +44,58 @@ def train(
 ) -> Path:
     """Train the whole pipeline and write it in Stable Diffusion's layout.
 
+    Run it under `accelerate launch` for several processes.
+
     Args:
         out: the folder to write.
+        start: a pipeline of this recipe, such as the embedded one, whose denoiser and text encoder are trained on; its
+            tokenizer and autoencoder are kept as they are, so that latents stay valid.
         pictures: number of training renders.
-        steps: optimiser steps of the denoiser, 64 pictures each.
+        steps: optimiser steps of the denoiser.
+        batch_size: pictures of one such step, over all processes.
+        compiled: train the denoiser through torch.compile: some minutes of compilation, then steps are faster.
         autoencoder_steps: optimiser steps of the autoencoder, 64 crops each.
         decoder_steps: further steps of the decoder alone.
         seed: seed of the weights and of every draw.
-        run: folder for the denoiser's checkpoints, to be able to continue; none by default.
+        run: folder for the denoiser's checkpoints and data, to be able to continue; none by default.
     """
-    scenes = sample(pictures, seed=seed)
-    renders = rendered(scenes)
-    tokenizer = _words.build_tokenizer(out.parent / f"{out.name}-tokenizer")
-    text = _words.train(tokenizer, seed=seed)
-    vae = _autoencoder.train(renders, steps=autoencoder_steps, seed=seed)
-    cached = cache(vae, tokenizer, scenes, renders)
-    scale = round(1 / float(cached["latents"].float().std()), 4)
-    unet = _train_denoiser(text, cached, scale, steps=steps, seed=seed, run=run)
-    vae = _autoencoder.tune_decoder(vae, renders, steps=decoder_steps)
-    vae.register_to_config(scaling_factor=scale)
-    save(assemble(tokenizer, text, vae, unet), out)
+    config = dataclasses.replace(
+        _denoiser.CONFIG, steps=steps, batch_size=batch_size, seed=seed, warmup=min(_denoiser.CONFIG.warmup, steps)
+    )
+    if start is not None:
+        pipe = load(start)
+        tokenizer, text, vae, unet = pipe.tokenizer, pipe.text_encoder, pipe.vae, pipe.unet
+        cached = once(run, lambda: cache(vae, tokenizer, sample(pictures, seed=seed)))
+        scale = vae.config.scaling_factor
+        _train_denoiser(text, unet, cached, scale, config, run=run, compiled=compiled)
+    else:
+        scenes = sample(pictures, seed=seed)
+        renders = rendered(scenes)
+        tokenizer = _words.build_tokenizer(out.parent / f"{out.name}-tokenizer")
+        text, unet = _words.train(tokenizer, seed=seed), seeded(_denoiser.build, seed)
+        vae = _autoencoder.train(renders, steps=autoencoder_steps, seed=seed)
+        cached = cache(vae, tokenizer, scenes, renders)
+        scale = round(1 / float(cached["latents"].float().std()), 4)
+        _train_denoiser(text, unet, cached, scale, config, run=run, compiled=compiled)
+        vae = _autoencoder.tune_decoder(vae, renders, steps=decoder_steps)
+        vae.register_to_config(scaling_factor=scale)
+    Processes(unet.device).on_main(lambda: save(assemble(tokenizer, text, vae, unet), out))
     return out
+
+
+def once(folder: Path | None, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors that the first process makes and keeps in `folder`, for the others and for a run that is continued."""
+    if folder is None:
+        return make()
+    path = folder / "data.safetensors"
+
+    def kept() -> None:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_safetensors(path, make())
+
+    Processes(torch.device("cpu")).on_main(kept)
+    return read_safetensors(path)
 
 
 def rendered(scenes: list[Scene]) -> UInt8[Tensor, "count 3 64 64"]:
@@ -68,7 +104,7 @@ def rendered(scenes: list[Scene]) -> UInt8[Tensor, "count 3 64 64"]:
     return torch.cat([(picture(group) * 255).round().to(torch.uint8) for group in groups])
 
 
-def cache(vae: Any, tokenizer: Any, scenes: list[Scene], renders: Tensor) -> dict[str, Tensor]:
+def cache(vae: Any, tokenizer: Any, scenes: list[Scene], renders: Tensor | None = None) -> dict[str, Tensor]:
     """What the denoiser trains on: latents, and the tokens of one caption for each entry of the style mix."""
     texts = [
         caption(scene, style, seed=k * len(_words.MIX) + j).text
@@ -76,7 +112,7 @@ def cache(vae: Any, tokenizer: Any, scenes: list[Scene], renders: Tensor) -> dic
         for j, style in enumerate(_words.MIX)
     ]
     ids = _words.encode(tokenizer, texts).to(torch.int16).view(len(scenes), len(_words.MIX), -1)
-    return {"latents": _autoencoder.latents(vae, renders), "ids": ids}
+    return {"latents": _autoencoder.latents(vae, rendered(scenes) if renders is None else renders), "ids": ids}
 
 
 def assemble(tokenizer: Any, text: Any, vae: Any, unet: Any) -> Any:
@@ -106,14 +142,18 @@ def save(pipe: Any, out: Path) -> None:
 
 
 def _train_denoiser(
-    text: Any, cached: dict[str, Tensor], scale: float, *, steps: int, seed: int, run: Path | None
-) -> Any:
-    unet = seeded(_denoiser.build, seed)
-    config = dataclasses.replace(_denoiser.CONFIG, steps=steps, seed=seed, warmup=min(_denoiser.CONFIG.warmup, steps))
+    text: Any,
+    unet: Any,
+    cached: dict[str, Tensor],
+    scale: float,
+    config: Config,
+    *,
+    run: Path | None,
+    compiled: bool,
+) -> None:
     held_out = {name: value[-_HELD_OUT:] for name, value in cached.items()}
     shown = {name: value[:-_HELD_OUT] for name, value in cached.items()}
-    parts = {"unet": unet, "text": text}
-    done = fit(_denoiser.loss(unet, text, scale), parts, shown, config, folder=run, held_out=held_out)
+    loss = _denoiser.loss(unet, text, scale, fast=torch.compile(unet) if compiled else None)
+    done = fit(loss, {"unet": unet, "text": text}, shown, config, folder=run, held_out=held_out)
     assert done.ema is not None
     done.ema.copy_to_live()
-    return unet

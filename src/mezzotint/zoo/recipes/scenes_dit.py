@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mezzotint.files import atomic_folder
-from mezzotint.loading import zoo_path
+from mezzotint.loading import load, zoo_path
 from mezzotint.training import Config, Step, fit
+from mezzotint.training.processes import Processes
 from mezzotint.worlds.scenes.sampling import sample
 from mezzotint.worlds.scenes.vocabulary import COLOURS, SHAPES
 from mezzotint.zoo.recipes import _autoencoder, _denoiser
-from mezzotint.zoo.recipes.scenes import rendered
+from mezzotint.zoo.recipes.scenes import once, rendered
 from mezzotint.zoo.saving import load_as_float32, seeded
 
 CLASSES: tuple[str, ...] = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
@@ -53,18 +54,24 @@ CONFIG = Config(
 def build() -> Any:
     """The untrained transformer: 6 blocks of width 256 on 8x8 patches of 2x2 latents."""
     from diffusers import DiTTransformer2DModel
+
+    return _undropped(
+        DiTTransformer2DModel(
+            num_attention_heads=4,
+            attention_head_dim=64,
+            in_channels=4,
+            out_channels=8,
+            num_layers=6,
+            sample_size=16,
+            patch_size=2,
+            num_embeds_ada_norm=NULL_CLASS,
+        )
+    )
+
+
+def _undropped(network: Any) -> Any:
     from diffusers.models.embeddings import LabelEmbedding
 
-    network = DiTTransformer2DModel(
-        num_attention_heads=4,
-        attention_head_dim=64,
-        in_channels=4,
-        out_channels=8,
-        num_layers=6,
-        sample_size=16,
-        patch_size=2,
-        num_embeds_ada_norm=NULL_CLASS,
-    )
     # Every block has a label embedding of its own, which would drop labels by itself in training: the loss does it.
     for module in network.modules():
         if isinstance(module, LabelEmbedding):
@@ -73,28 +80,44 @@ def build() -> Any:
 
 
 def train(
-    out: Path, *, pictures: int = 12288, steps: int = CONFIG.steps, seed: int = 0, run: Path | None = None
+    out: Path,
+    *,
+    start: Path | None = None,
+    pictures: int = 12288,
+    steps: int = CONFIG.steps,
+    batch_size: int = CONFIG.batch_size,
+    compiled: bool = False,
+    seed: int = 0,
+    run: Path | None = None,
 ) -> Path:
-    """Train the transformer from scratch and write it, with the autoencoder of `scenes`, as a DiTPipeline.
+    """Train the transformer and write it, with the autoencoder of `scenes`, as a DiTPipeline.
+
+    Run it under `accelerate launch` for several processes.
 
     Args:
         out: the folder to write.
+        start: a pipeline of this recipe, such as the embedded one, to train on from; from scratch by default.
         pictures: number of training renders, one object each.
-        steps: optimiser steps of 48 pictures.
+        steps: optimiser steps.
+        batch_size: pictures of one such step, over all processes.
+        compiled: train through torch.compile: some minutes of compilation, then steps are faster.
         seed: seed of the weights and of every draw.
-        run: folder for checkpoints, to be able to continue; none by default.
+        run: folder for checkpoints and data, to be able to continue; none by default.
     """
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(zoo_path("scenes"), subfolder="vae", use_safetensors=True)
-    shown, held_out = data(vae, pictures), data(vae, 384, split="validation")
-    network = seeded(build, seed)
-    config = dataclasses.replace(CONFIG, steps=steps, seed=seed, warmup=min(CONFIG.warmup, steps))
-    scale = vae.config.scaling_factor
-    done = fit(loss(network, scale), network, shown, config, folder=run, held_out=held_out)
+    shown = once(run, lambda: data(vae, pictures, seed=seed))
+    held_out = data(vae, 384, seed=seed, split="validation")
+    network = seeded(build, seed) if start is None else _undropped(load(start).transformer)
+    config = dataclasses.replace(
+        CONFIG, steps=steps, batch_size=batch_size, seed=seed, warmup=min(CONFIG.warmup, steps)
+    )
+    of_batch = loss(network, vae.config.scaling_factor, fast=torch.compile(network) if compiled else None)
+    done = fit(of_batch, network, shown, config, folder=run, held_out=held_out)
     assert done.ema is not None
     done.ema.copy_to_live()
-    save(network, vae, out)
+    Processes(network.device).on_main(lambda: save(network, vae, out))
     return out
 
 
@@ -106,8 +129,11 @@ def data(vae: Any, count: int, *, seed: int = 0, split: str = "train") -> dict[s
     return {"latents": _autoencoder.latents(vae, rendered(scenes)), "class": classes}
 
 
-def loss(network: Any, scale: float) -> Any:
-    """Epsilon error plus the variational bound's share for the learned variance."""
+def loss(network: Any, scale: float, *, fast: Any = None) -> Any:
+    """Epsilon error plus the variational bound's share for the learned variance.
+
+    `fast` is the same network, compiled, for the calls that are differentiated.
+    """
     posterior = Posterior.of(_denoiser.levels().alphas_cumprod.double())
 
     def of_batch(batch: dict[str, Tensor], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
@@ -118,7 +144,8 @@ def loss(network: Any, scale: float) -> Any:
         signal = posterior.signal.to(clean)[timestep][:, None, None, None]
         noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
         with sdpa_kernel([SDPBackend.MATH]):
-            made = network(noisy, timestep=timestep, class_labels=label).sample.float()
+            called = fast if fast is not None and torch.is_grad_enabled() else network
+            made = called(noisy, timestep=timestep, class_labels=label).sample.float()
         made_noise, variance = made.chunk(2, 1)
         simple = (made_noise - noise).square().mean()
         bound = posterior.bound(clean, noisy, made_noise.detach(), fraction=variance, timestep=timestep)
