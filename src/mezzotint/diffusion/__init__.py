@@ -6,6 +6,7 @@ from mezzotint.diffusion.condition import Condition
 from mezzotint.diffusion.denoiser import Denoiser, Predictor
 from mezzotint.diffusion.guidance import Composed, composed, guided
 from mezzotint.diffusion.inversion import Trajectory, invert, replay
+from mezzotint.diffusion.latents import decode, latent_shape, pixels, posterior
 from mezzotint.diffusion.levels import Levels
 from mezzotint.diffusion.rng import normal, stream, uniform
 
@@ -17,9 +18,13 @@ __all__ = [
     "Predictor",
     "Trajectory",
     "composed",
+    "decode",
     "guided",
     "invert",
+    "latent_shape",
     "normal",
+    "pixels",
+    "posterior",
     "replay",
     "stream",
     "uniform",

@@ -25,7 +25,7 @@ class Condition:
         class_labels: class indices [batch].
         added_cond_kwargs: further embeddings of SDXL (`text_embeds`, `time_ids`) and PixArt (`resolution`, ...).
         encoder_attention_mask: which text tokens count [batch, tokens].
-        timestep_cond: embedding added to that of the timestep [batch, width] (distilled models).
+        timestep_cond: embedding added to that of the timestep [batch, features] (distilled models).
         extra: any other keyword argument of the model; tensors, and tuples or dicts of tensors, batch first.
     """
 
@@ -33,7 +33,7 @@ class Condition:
     class_labels: Int[Tensor, " batch"] | None = None
     added_cond_kwargs: Mapping[str, Tensor | None] | None = None
     encoder_attention_mask: Tensor | None = None
-    timestep_cond: Float[Tensor, "batch width"] | None = None
+    timestep_cond: Float[Tensor, "batch features"] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod

@@ -15,8 +15,9 @@ from __future__ import annotations
 from mezzotint.files.atomic import replacing, write_bytes, write_json, write_text
 from mezzotint.files.folders import MANIFEST, atomic_folder, verify_folder
 from mezzotint.files.foreign import FileError, open_foreign, parse_json, read_bytes, read_json
-from mezzotint.files.images import read_image, read_settings, write_image
+from mezzotint.files.images import parse_image, read_image, read_settings, write_image
 from mezzotint.files.settings import format_parameters, parse_parameters
+from mezzotint.files.shards import read_shard
 from mezzotint.files.tensors import check_safetensors, read_safetensors, safetensors_metadata, write_safetensors
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "check_safetensors",
     "format_parameters",
     "open_foreign",
+    "parse_image",
     "parse_json",
     "parse_parameters",
     "read_bytes",
@@ -33,6 +35,7 @@ __all__ = [
     "read_json",
     "read_safetensors",
     "read_settings",
+    "read_shard",
     "replacing",
     "safetensors_metadata",
     "verify_folder",

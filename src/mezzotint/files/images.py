@@ -39,11 +39,24 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, mode: str | No
     with open_foreign(path, max_bytes=_IMAGE_BYTES) as file:
         content = file.read(64)
         file.seek(0)
-        try:
-            return _decode(file, max_pixels, mode)
-        except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error) as error:
-            reason = f"is {wrong}" if (wrong := guess(content)) else f"is damaged or no picture: {error}"
-            raise FileError(path, f"{reason}; {', '.join(_FORMATS)} are read") from error
+        return _checked(file, content, path, max_pixels=max_pixels, mode=mode)
+
+
+def parse_image(
+    content: bytes, path: str | Path, *, max_pixels: int = MAX_PIXELS, mode: str | None = "RGB"
+) -> Image.Image:
+    """Decode a PNG, JPEG or WebP picture that is in memory already, such as a member of an archive.
+
+    Args:
+        content: the bytes.
+        path: where they come from, for the message.
+        max_pixels: as :func:`read_image`.
+        mode: as :func:`read_image`.
+
+    Raises:
+        FileError: as :func:`read_image`.
+    """
+    return _checked(io.BytesIO(content), content[:64], path, max_pixels=max_pixels, mode=mode)
 
 
 def write_image(path: str | Path, image: Image.Image, settings: dict[str, Any] | None = None) -> None:
@@ -82,6 +95,14 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     """
     with open_foreign(path, max_bytes=_IMAGE_BYTES) as file:
         return decode_settings(file, path)
+
+
+def _checked(file: Any, begin: bytes, path: str | Path, *, max_pixels: int, mode: str | None) -> Image.Image:
+    try:
+        return _decode(file, max_pixels, mode)
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error) as error:
+        reason = f"is {wrong}" if (wrong := guess(begin)) else f"is damaged or no picture: {error}"
+        raise FileError(path, f"{reason}; {', '.join(_FORMATS)} are read") from error
 
 
 def _decode(file: Any, max_pixels: int, mode: str | None) -> Image.Image:

@@ -1,0 +1,117 @@
+"""What is refused, and what is warned of, before a distillation starts or a picture is made."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mezzotint.diffusion import Denoiser
+
+from .options import Options
+from .points import skip
+
+__all__ = ["check_guidance", "check_out", "check_student", "check_teacher", "evaluating"]
+
+FEW_STEPS = 500
+
+
+def check_teacher(pipe: Any, options: Options, *, allow_distilled: bool) -> Denoiser:
+    """The teacher's view, if it can be distilled with these options.
+
+    Raises:
+        ValueError: an unknown prediction type, points that do not divide its timesteps, an adapter that is still
+            attached, half-precision weights where weights are trained, or a teacher that is distilled already.
+    """
+    teacher = Denoiser(pipe)
+    skip(options.points, len(teacher.levels))
+    network: Any = teacher.model
+    if getattr(network, "peft_config", None):
+        raise ValueError("the teacher carries a LoRA: fuse it (pipe.fuse_lora) or unload it first")
+    if getattr(network.config, "time_cond_proj_dim", None) is not None and not allow_distilled:
+        raise ValueError("the teacher takes a guidance embedding, so it is distilled; allow_distilled permits it")
+    half = network.dtype in (torch.float16, torch.bfloat16)
+    if half and (options.embedded or not options.lora):
+        raise ValueError(
+            f"trained weights must be float32, got {network.dtype}: load the pipeline in float32; "
+            "teacher_precision='bfloat16' makes the teacher fast"
+        )
+    if any(part.training for part in network.modules()):
+        warnings.warn("the teacher is not in eval mode; it is put there while it teaches", stacklevel=4)
+    if options.steps < FEW_STEPS:
+        warnings.warn(f"{options.steps} steps are few: below {FEW_STEPS} a student hardly moves", stacklevel=4)
+    return teacher
+
+
+def check_student(student: nn.Module, teacher: nn.Module, options: Options) -> None:
+    """See that a network given by the user can learn from the teacher.
+
+    Raises:
+        ValueError: other latent channels or text width, half-precision weights, no layer for the embedding, or a LoRA
+            mode.
+    """
+    if options.lora:
+        raise ValueError(
+            f"a LoRA belongs to the teacher's own network; a student of yours needs another mode than {options.mode}"
+        )
+    mine, theirs = student.config, teacher.config
+    for name in ("in_channels", "cross_attention_dim", "num_embeds_ada_norm", "caption_channels"):
+        one, other = getattr(mine, name, None), getattr(theirs, name, None)
+        if one != other:
+            raise ValueError(f"student and teacher must have the same {name}, got {one} and {other}")
+    if next(student.parameters()).dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(f"trained weights must be float32, got {next(student.parameters()).dtype}")
+    has = getattr(mine, "time_cond_proj_dim", None) is not None or hasattr(student, "cond_proj")
+    if options.embedded and not has:
+        raise ValueError("the student has no layer for the embedding (time_cond_proj_dim); use effective_time")
+
+
+def check_out(out: str | Path | None) -> Path | None:
+    """The folder to write to, if it is free.
+
+    Raises:
+        FileExistsError: something is there.
+    """
+    if out is None:
+        return None
+    path = Path(out)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} already exists: choose another folder, or remove it first")
+    return path
+
+
+def check_guidance(scale: float, allowed: tuple[float, float], negative_prompt: str | None) -> None:
+    """Refuse what a distilled model cannot do at sampling time.
+
+    Raises:
+        ValueError: a guidance scale outside what it was trained for, or a negative prompt that would be ignored.
+    """
+    low, high = allowed
+    if not low <= scale <= high:
+        wanted = f"{low:g}" if low == high else f"{low:g}..{high:g}"
+        raise ValueError(
+            f"guidance_scale must be {wanted} for this model, got {scale:g}: its guidance was baked in, and "
+            f"another scale feeds it the embedding of gamma = {1 - (scale - 1) / 10:.2f}, a wrong network"
+        )
+    if negative_prompt and not (scale > 1 and allowed == (1.0, 2.0)):
+        raise ValueError("a negative prompt needs an unconditional call, which a distilled model never makes; drop it")
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """The network in eval mode and frozen; modes and flags are put back."""
+    modes = [(part, part.training) for part in network.modules()]
+    flags = [(value, value.requires_grad) for value in network.parameters()]
+    network.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for value, flag in flags:
+            value.requires_grad_(flag)

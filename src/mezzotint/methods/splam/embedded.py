@@ -1,0 +1,264 @@
+"""Part B of the experiment: the embedded pipeline, its own solvers at few steps, and what distillation makes of it.
+
+All arms of a seed start from the same noise under the same captions; distilled arms share teacher, data, order of the
+data, number of steps and teacher calls.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from jaxtyping import Float
+from torch import Tensor
+
+from mezzotint.diffusion import Condition, Denoiser, decode
+from mezzotint.metrics.frechet import frechet_bootstrap, frechet_distance
+from mezzotint.metrics.similarity import rmse
+
+from .cache import Cached, gathered
+from .distilled import Distilled
+from .networks import make_student
+from .objective import STUDENT
+from .options import Options
+from .points import sampling_timesteps
+from .sampling import fresh_noise, latents
+from .trainer import train
+
+__all__ = ["FULL", "QUICK", "Bench", "Size", "distil_arms", "measure_pipeline", "options_of"]
+
+RMSE, FRECHET, RIGHT, SECONDS, CALLS = (
+    "RMSE to 50 steps",
+    "Frechet distance",
+    "pictures right",
+    "seconds per picture",
+    "network calls per picture",
+)
+SPEED = "4 steps, teacher at 50"
+REFERENCE, REFERENCE_STEPS = "teacher, 50 steps", 50
+SOLVERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "teacher DDIM": (DDIMScheduler, {}),
+    "teacher DPM-Solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is run: training, prompts a seed, numbers of sampling steps, prompts with pictures on the page."""
+
+    train_steps: int
+    batch: int
+    pictures: int
+    prompts: int
+    steps: tuple[int, ...] = (1, 2, 4, 8)
+    shown: int = 4
+    draws: int = 100
+    learning_rate: float = 1e-4
+
+
+QUICK = Size(40, 16, 256, 24, steps=(1, 4), draws=50)
+FULL = Size(3000, 32, 16384, 500, draws=200)
+
+
+def options_of(size: Size, seed: int, guidance: float) -> dict[str, Options]:
+    """The distilled arms, under the names that they are reported by."""
+    shared: dict[str, Any] = {
+        "steps": size.train_steps,
+        "batch_size": size.batch,
+        "learning_rate": size.learning_rate,
+        "guidance": guidance,
+        "seed": seed,
+    }
+    improved: dict[str, Any] = {"effective_time": True, "gamma_one_prob": 0.5, "sigma_mode": "linear"}
+    return {
+        "SPLAM improved": Options(mode="splam", **improved, **shared),
+        "SPLAM official": Options(mode="splam", init="torch", **shared),
+        "LCM-fixed-w": Options(mode="lcm_fixed_w", **shared),
+    }
+
+
+def distil_arms(pipe: Any, size: Size, seed: int, *, guidance: float) -> dict[str, Any]:
+    """One folded pipeline for each distilled arm."""
+    cached = gathered(pipe, "scenes", count=size.pictures, seed=seed)
+    found = options_of(size, seed, guidance)
+    return {arm: distilled_pipeline(pipe, options, cached) for arm, options in found.items()}
+
+
+def distilled_pipeline(pipe: Any, options: Options, cached: Cached) -> Any:
+    """Distil one arm and fold it."""
+    teacher = Denoiser(pipe)
+    network = make_student(teacher.model, embedded=options.embedded, init=options.init, seed=options.seed)
+    done = train(teacher, network, cached, options, scheduler=pipe.scheduler)
+    assert done.ema is not None
+    return Distilled(pipe, network, done.ema.of(STUDENT), options, {"form": options.form}).pipeline()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One seed's captions with their scenes, start noise, and the teacher's latents of 50 steps."""
+
+    pipe: Any
+    scenes: tuple[Any, ...]
+    prompts: tuple[str, ...]
+    guidance: float
+    seed: int
+    reference: Float[Tensor, "count channels h w"]
+
+    @classmethod
+    def make(cls, pipe: Any, size: Size, seed: int, *, guidance: float) -> Bench:
+        """Held-out scenes of one and two objects, and the reference."""
+        from mezzotint.worlds.scenes.captions import caption
+        from mezzotint.worlds.scenes.sampling import sample
+
+        scenes = sample(size.prompts, seed=seed, split="test", objects=(1, 2))
+        prompts = tuple(caption(scene, "plain", seed=k).text for k, scene in enumerate(scenes))
+        empty = torch.empty(0, *fresh_noise(pipe, 1, seed=seed)[0].shape[1:])
+        bench = cls(pipe, tuple(scenes), prompts, guidance, seed, empty)
+        return cls(pipe, tuple(scenes), prompts, guidance, seed, bench.solver("teacher DDIM", REFERENCE_STEPS))
+
+    def solver(self, name: str, steps: int) -> Float[Tensor, "count channels h w"]:
+        """Latents of the teacher with one of its solvers; time steps trail, so that the first one is pure noise."""
+        kind, settings = SOLVERS[name]
+        before = self.pipe.scheduler
+        self.pipe.scheduler = kind.from_config(before.config, timestep_spacing="trailing", **settings)
+        try:
+            return self._batched(lambda prompts, noise: self._call(prompts, noise, steps))
+        finally:
+            self.pipe.scheduler = before
+
+    def student(self, pipe: Any, steps: int) -> Float[Tensor, "count channels h w"]:
+        """Latents of a distilled pipeline from the same start noise."""
+        visited = sampling_timesteps(steps)
+
+        def run(prompts: Sequence[str], noise: Tensor, first: int) -> Tensor:
+            cond, _ = Condition.from_prompt(pipe, list(prompts))
+            _, draw = fresh_noise(pipe, len(prompts), seed=self.seed, first=first)
+            return latents(pipe, noise, visited, cond=cond, draw=draw)
+
+        return self._batched(run, numbered=True)
+
+    def _batched(self, run: Callable[..., Tensor], *, numbered: bool = False, size: int = 50) -> Tensor:
+        parts = []
+        for first in range(0, len(self.prompts), size):
+            prompts = self.prompts[first : first + size]
+            noise, _ = fresh_noise(self.pipe, len(prompts), seed=self.seed, first=first)
+            parts.append(run(prompts, noise, first) if numbered else run(prompts, noise))
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def _call(self, prompts: Sequence[str], noise: Tensor, steps: int) -> Tensor:
+        done = self.pipe(
+            list(prompts),
+            latents=noise,
+            guidance_scale=self.guidance,
+            num_inference_steps=steps,
+            output_type="latent",
+        )
+        return done.images.clone()
+
+
+def measure_pipeline(trial: Any, benches: Sequence[Bench], arms: Sequence[Mapping[str, Any]], size: Size) -> None:
+    """All metrics at every number of steps, and pictures to look at.
+
+    Args:
+        trial: the experiment.
+        benches: one a seed.
+        arms: the distilled pipelines by name, one mapping a seed.
+        size: how much is run.
+    """
+    judge = Judge()
+    for steps in size.steps:
+        made = [_latents(bench, found, steps) for bench, found in zip(benches, arms, strict=True)]
+        where: dict[str, Any] = {"at": steps, "axis": "steps"}
+        gaps = [
+            {arm: rmse(z, bench.reference).tolist() for arm, z in one.items() if arm != REFERENCE}
+            for bench, one in zip(benches, made, strict=True)
+        ]
+        trial.measure(RMSE, _table(gaps), direction="lower", note="latents from the same start noise", **where)
+        _judged(trial, judge, benches, made, size=size, where=where)
+    _measure_speed(trial, benches[0], arms[0])
+
+
+def _latents(bench: Bench, found: Mapping[str, Any], steps: int) -> dict[str, Tensor]:
+    students = {arm: bench.student(pipe, steps) for arm, pipe in found.items()}
+    return students | {name: bench.solver(name, steps) for name in SOLVERS} | {REFERENCE: bench.reference}
+
+
+class Judge:
+    """The scene parser: are the wanted objects there, and how far are the pictures from renders?"""
+
+    def __init__(self) -> None:
+        from mezzotint.metrics.parser import SceneParser
+
+        self.parser = SceneParser.load()
+
+    def right(self, bench: Bench, shown: Tensor) -> list[float]:
+        """1 for every picture in which each wanted object has its shape and colour."""
+        from mezzotint.zoo.measure import scene_accuracy
+
+        return scene_accuracy(self.parser, list(bench.scenes), shown)["right"]
+
+    def real(self, bench: Bench) -> Tensor:
+        """Features of renders of the same scenes."""
+        from mezzotint.worlds.scenes.render import picture
+
+        return self.parser.features(picture(list(bench.scenes)))
+
+
+def _judged(
+    trial: Any, judge: Judge, benches: Sequence[Bench], made: Sequence[Mapping[str, Tensor]], *, size: Size, where: Any
+) -> None:
+    right: list[dict[str, list[float]]] = []
+    values: list[dict[str, float]] = []
+    draws: list[dict[str, Tensor]] = []
+    for bench, one in zip(benches, made, strict=True):
+        shown = {arm: decode(bench.pipe, z) for arm, z in one.items()}
+        right.append({arm: judge.right(bench, pictures) for arm, pictures in shown.items()})
+        real, features = judge.real(bench), {arm: judge.parser.features(p) for arm, p in shown.items()}
+        values.append({arm: frechet_distance(f, real) for arm, f in features.items()})
+        draws.append({arm: frechet_bootstrap(f, real, draws=size.draws) for arm, f in features.items()})
+        if bench is benches[0] and where["at"] == 4:
+            _show(trial, bench, shown, right[0], count=size.shown)
+    pooled = {arm: torch.stack([one[arm] for one in draws]).mean(0).tolist() for arm in draws[0]}
+    trial.measure(RIGHT, _table(right), unit="rate", direction="higher", note=_NOTE, **where)
+    trial.measure(FRECHET, _table(values), direction="lower", draws=pooled, note="to renders of the scenes", **where)
+
+
+_NOTE = "every object of the prompt found in shape and colour by the scene parser"
+
+
+def _measure_speed(trial: Any, bench: Bench, arms: Mapping[str, Any]) -> None:
+    """Wall time and network calls: distilled at 4 steps against the teacher's 50 with guidance."""
+    count = min(4, len(bench.prompts))
+    small = replace(bench, prompts=bench.prompts[:count])
+    runs: dict[str, Callable[[], Tensor]] = {arm: partial(small.student, pipe, 4) for arm, pipe in arms.items()}
+    runs[REFERENCE] = partial(small.solver, "teacher DDIM", REFERENCE_STEPS)
+    taken = {arm: [_seconds(run, small.pipe, count) for _ in range(3)] for arm, run in runs.items()}
+    counted = {arm: [float(2 * REFERENCE_STEPS if arm == REFERENCE else 4)] for arm in runs}
+    trial.measure(
+        SECONDS, {arm: [v] for arm, v in taken.items()}, unit="s", direction="lower", group=SPEED, counted="runs"
+    )
+    trial.measure(CALLS, counted, direction="lower", group=SPEED)
+
+
+def _seconds(run: Callable[[], Tensor], pipe: Any, items: int) -> float:
+    start = time.perf_counter()
+    decode(pipe, run())
+    return (time.perf_counter() - start) / items
+
+
+def _show(
+    trial: Any, bench: Bench, shown: Mapping[str, Tensor], right: Mapping[str, Sequence[float]], *, count: int
+) -> None:
+    for k, prompt in enumerate(bench.prompts[:count]):
+        for arm, pictures in shown.items():
+            trial.sample(arm, prompt, pictures[k], right=bool(right[arm][k]))
+
+
+def _table(seeds: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    return {arm: [one[arm] for one in seeds] for arm in seeds[0]}

@@ -1,0 +1,107 @@
+"""The claim, measured: a mixture with an exact teacher, the embedded pipeline, and what each idea is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mezzotint.evidence import Budget, Evidence, Experiment
+from mezzotint.evidence.records import Kind
+
+from . import CARD, analytic, embedded
+
+ARMS: tuple[tuple[str, Kind, str], ...] = (
+    (
+        "SPLAM improved",
+        "method",
+        "effective timestep instead of an embedding, linear noise, half of the draws at gamma 1",
+    ),
+    ("SPLAM official", "method", "as the authors' script: embedding, quadrature, gamma uniform"),
+    ("LCM-fixed-w", "baseline", "gamma = 1 throughout, everything else equal: the ablation of the idea"),
+    ("teacher DDIM", "baseline", "the teacher's ODE in as many steps, with guidance: two network calls a step"),
+    ("teacher DPM-Solver++", "baseline", "second-order multistep solver, with guidance: two network calls a step"),
+    ("linear noise, gamma one", "ablation", "embedding, with the linear noise and half of the draws at gamma 1"),
+    ("gamma zero", "ablation", "gamma = 0 throughout: the jump itself is never learnt"),
+    ("no drift factor", "ablation", "r = 1 on the sub-path"),
+    ("no average", "ablation", "the target is the student itself"),
+    ("squares", "ablation", "squared error instead of Huber"),
+    ("10 points", "ablation", "jumps of 100 training timesteps"),
+    ("100 points", "ablation", "jumps of 10 training timesteps"),
+    ("teacher, 50 steps", "oracle", "what is distilled"),
+)
+
+
+def experiment(
+    seeds: Sequence[int] = (0,), budget: Budget = "quick", *, pipe: Any = None, guidance: float | None = None
+) -> Evidence:
+    """Measure the claim.
+
+    Args:
+        seeds: of data, networks and noise; one value of every table belongs to each.
+        budget: "quick" for the demo, "full" for the results.
+        pipe: a Stable-Diffusion-like pipeline trained on the scenes world; the embedded one when None.
+        guidance: scale that is baked in; what the model recommends when None.
+    """
+    import mezzotint
+
+    from .trainer import default_guidance
+
+    pipe = mezzotint.load("scenes") if pipe is None else pipe
+    pipe.set_progress_bar_config(disable=True)
+    scale = default_guidance(pipe, "splam") if guidance is None else guidance
+    size, plane = (embedded.FULL, analytic.FULL) if budget == "full" else (embedded.QUICK, analytic.QUICK)
+    trial = Experiment(CARD, seeds=seeds, budget=budget, settings=_settings(size, plane, scale))
+    for name, kind, note in ARMS:
+        trial.arm(name, kind, note)
+    benches = [embedded.Bench.make(pipe, size, seed, guidance=scale) for seed in seeds]
+    arms = [embedded.distil_arms(pipe, size, seed, guidance=scale) for seed in seeds]
+    embedded.measure_pipeline(trial, benches, arms, size)
+    analytic.measure_plane(trial, seeds, plane)
+    _claims(trial, size)
+    if budget == "quick":
+        trial.note(
+            f"The quick budget distils for {size.train_steps} steps only: it shows that everything runs, and what the "
+            "plane says. The full budget decides on the pipeline."
+        )
+    return trial.finish()
+
+
+def _claims(trial: Experiment, size: embedded.Size) -> None:
+    place, solvers = "4 steps", ("teacher DDIM", "teacher DPM-Solver++")
+    for arm in ("SPLAM improved", "SPLAM official", "LCM-fixed-w"):
+        text = f"{arm}: four calls give more right pictures than four teacher steps of two calls"
+        trial.claim(text, embedded.RIGHT, arm, over=solvers, condition=place)
+        text = f"{arm}: four calls are nearer to real pictures than four teacher steps of two calls"
+        trial.claim(text, embedded.FRECHET, arm, over=solvers, condition=place)
+    for arm in ("SPLAM improved", "SPLAM official"):
+        for steps in (n for n in size.steps if n in (2, 4)):
+            text = f"{arm} is nearer to real pictures than LCM at equal cost ({steps} steps)"
+            trial.claim(text, embedded.FRECHET, arm, over=("LCM-fixed-w",), condition=f"{steps} steps")
+        trial.claim(
+            f"{arm} is ten times as fast as 50 guided steps",
+            embedded.SECONDS,
+            arm,
+            over=("teacher, 50 steps",),
+            condition=embedded.SPEED,
+            margin=0.9,
+            relative=True,
+        )
+    for steps in (1, 2, 4):
+        text = f"on the plane, SPLAM improved is nearer to the data than LCM ({steps} steps)"
+        condition = f"{analytic.PLACE}, {steps} steps"
+        trial.claim(text, analytic.ENERGY, "SPLAM improved", over=("LCM-fixed-w",), condition=condition)
+    text = "on the plane, learning the jump is what makes one step work (gamma zero does not)"
+    where = f"{analytic.PLACE}, 1 steps"
+    trial.claim(text, analytic.END, "SPLAM improved", over=("gamma zero",), condition=where)
+
+
+def _settings(size: embedded.Size, plane: analytic.Size, guidance: float) -> dict[str, object]:
+    return {
+        "pipeline: distillation steps x batch": f"{size.train_steps} x {size.batch}",
+        "pipeline: pictures": size.pictures,
+        "pipeline: held-out prompts a seed": size.prompts,
+        "pipeline: learning rate": size.learning_rate,
+        "pipeline: guidance scale baked in": guidance,
+        "plane: steps on noise, then of distillation, x batch": f"{plane.pretrain}, {plane.steps} x {plane.batch}",
+        "plane: learning rate": plane.learning_rate,
+    }

@@ -1,0 +1,174 @@
+"""From a pipeline and captioned pictures to a distilled student: all five modes through one loop."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mezzotint import files
+from mezzotint.diffusion import Denoiser
+from mezzotint.loading import recommended
+from mezzotint.training import Config, Run, Step, fit
+
+from . import checks
+from .adapters import TARGETS, add_adapter
+from .cache import Cached, gathered
+from .distilled import Distilled
+from .embedding import WIDTH
+from .networks import make_student, projection
+from .objective import STUDENT, Objective, Prepare, Settings
+from .options import Options
+
+__all__ = ["configured", "distil_given", "distil_pipeline", "prepared", "settings_of", "train"]
+
+
+def distil_given(pipe: Any, **given: Any) -> Distilled:
+    """Sort the arguments of `mezzotint.methods.splam.distil` into options and places, and distil."""
+    named = {field.name: given.pop(field.name) for field in fields(Options) if field.name in given}
+    if named["guidance"] is None:
+        named["guidance"] = default_guidance(pipe, named["mode"])
+    if named["sigma_mode"] is None:
+        named["sigma_mode"] = "linear" if named["effective_time"] else "quadrature"
+    return distil_pipeline(pipe, Options(**named), **given)
+
+
+def distil_pipeline(
+    pipe: Any,
+    options: Options,
+    *,
+    data: str | Path = "",
+    pictures: int = 4096,
+    resolution: int | None = None,
+    run: str | Path | None = None,
+    out: str | Path | None = None,
+    cached: Any = None,
+    student: Any = None,
+    allow_distilled: bool = False,
+    progress: bool = True,
+) -> Distilled:
+    """See `mezzotint.methods.splam.distil`."""
+    target = checks.check_out(out)
+    teacher = checks.check_teacher(pipe, options, allow_distilled=allow_distilled)
+    folder = None if run is None else Path(run)
+    facts = {"data": cached.source if cached else str(data), "pictures": pictures, "resolution": resolution}
+    if cached is None:
+        cached = gathered(pipe, data, count=pictures, side=resolution, seed=options.seed, folder=folder)
+    _remember(folder, {"options": options.to_json(), **facts})
+    with checks.evaluating(teacher.model):
+        network = _student(teacher.model, options, student)
+        done = train(teacher, network, cached, options, scheduler=pipe.scheduler, folder=folder, progress=progress)
+    averages = done.ema.of(STUDENT) if done.ema is not None else None
+    facts |= {"form": options.form, "steps_done": done.step, "pictures": len(cached.mean), "rows": done.rows[-1:]}
+    made = Distilled(pipe, network, averages, options, facts)
+    if target is not None:
+        made.save(target)
+    return made
+
+
+def default_guidance(pipe: Any, mode: str) -> float:
+    """The guidance scale to bake in: what the model recommends, else w = 8 (SPLAM) or w = 7.5 (LCM-LoRA)."""
+    best = recommended(pipe, "guidance_scale")
+    return float(best) if best is not None else (8.5 if mode == "lcm_lora" else 9.0)
+
+
+def train(
+    teacher: Denoiser,
+    network: nn.Module,
+    data: Cached,
+    options: Options,
+    *,
+    scheduler: Any,
+    folder: Path | None = None,
+    progress: bool = True,
+) -> Run:
+    """Run the loop; the network holds the online weights afterwards, the run their moving average.
+
+    Raises:
+        NonFiniteError: the loss stopped being finite; the average is that before the step that is named.
+    """
+    objective = Objective(teacher, network, scheduler, prepare=prepared(data), settings=settings_of(options, network))
+    place = None if folder is None else folder / "training"
+    return fit(objective, {STUDENT: network}, data.tensors(), configured(options), folder=place, progress=progress)
+
+
+def configured(options: Options, *, checkpoint_every: int = 200) -> Config:
+    """The loop's settings: AdamW without decay, constant rate, clipping at 1, and the target's average."""
+    return Config(
+        steps=options.steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        weight_decay=0.0,
+        ema=None if options.mode == "lcm_lora" else options.ema,
+        ema_warmup=False,
+        seed=options.seed,
+        checkpoint_every=checkpoint_every,
+    )
+
+
+def settings_of(options: Options, network: nn.Module) -> Settings:
+    """The loss's settings of a mode."""
+    conditioning: Any = "embedding" if options.embedded else "none"
+    return Settings(
+        points=options.points,
+        weights=options.weights,
+        embed_weight=options.mode == "lcm",
+        conditioning="effective_time" if options.effective_time else conditioning,
+        gamma="uniform" if options.sub_path else "one",
+        gamma_one_prob=options.gamma_one_prob,
+        sigma_mode=options.sigma_mode,
+        averaged=options.mode != "lcm_lora",
+        width=projection(network).in_features if options.embedded else WIDTH,
+        teacher_dtype=torch.bfloat16 if options.teacher_precision == "bfloat16" else torch.float32,
+    )
+
+
+def prepared(data: Cached) -> Prepare:
+    """Draw the autoencoder's noise anew, and look up the conditions of a batch."""
+
+    def prepare(batch: Any, step: Step) -> Any:
+        noise = step.normal("autoencoder", *batch["mean"].shape[1:])
+        latents = batch["mean"] + batch["std"] * noise
+        cond = data.conditions[batch["caption"].cpu()].to(step.device)
+        return latents, cond, data.uncond.to(step.device)
+
+    return prepare
+
+
+def _student(teacher: Any, options: Options, given: Any) -> nn.Module:
+    if given is not None:
+        checks.check_student(given, teacher, options)
+        student: nn.Module = given.eval()
+    else:
+        student = make_student(teacher, embedded=options.embedded, init=options.init, seed=options.seed)
+    student.requires_grad_(True)
+    if options.lora:
+        add_adapter(
+            student,
+            rank=options.rank,
+            alpha=options.alpha,
+            targets=options.targets or TARGETS,
+            embedded=options.embedded,
+            seed=options.seed,
+        )
+    return student
+
+
+def _remember(folder: Path | None, facts: dict[str, Any]) -> None:
+    """Keep the settings of a run in its folder, and refuse to continue it with others.
+
+    Raises:
+        ValueError: the folder holds a run with other settings.
+    """
+    if folder is None:
+        return
+    path = folder / "distillation.json"
+    if path.is_file():
+        known = files.read_json(path)
+        now, then = ({**f, **f["options"], "options": None, "steps": None} for f in (facts, known))
+        if changed := sorted(name for name in now if now[name] != then.get(name)):
+            raise ValueError(f"{folder} holds a run with other settings of {', '.join(changed)}; choose another folder")
+    files.write_json(path, facts)
