@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ _INDEX = "model_index.json"
 MEASURED = "metrics.json"
 _ABOUT = {"manifest.json", MEASURED}
 """What is said about a model is no part of what it is: a new card leaves its hash alone."""
+COMPONENT = "mezzotint.json"
+"""Beside a component that a method wrote in its own form, this file names the method."""
 
 
 def load(
@@ -59,7 +62,9 @@ def load(
     with _quiet():
         from diffusers import DiffusionPipeline
 
-        pipe = DiffusionPipeline.from_pretrained(folder, dtype=precision, use_safetensors=True, local_files_only=True)
+        ready = {path.parent.name: _component(path, precision) for path in sorted(folder.glob(f"*/{COMPONENT}"))}
+        settings = {"dtype": precision, "use_safetensors": True, "local_files_only": True}
+        pipe = DiffusionPipeline.from_pretrained(folder, **settings, **ready)
     return pipe.to(device)
 
 
@@ -199,6 +204,18 @@ def _check_component(path: Path, name: str, value: Any) -> None:
 
     if not isinstance(library, str) or library.startswith("_") or not hasattr(diffusers.pipelines, library):
         raise FileError(path, f"takes {name!r} from {library!r}; only diffusers and transformers are allowed")
+
+
+def _component(path: Path, dtype: torch.dtype) -> Any:
+    """A component in a method's own form: the module `saving` of that method reads it."""
+    described = read_json(path)
+    name = described.get("method") if isinstance(described, dict) else None
+    # Methods stand above this layer: which of them there are is known only by looking.
+    methods = importlib.import_module("mezzotint.methods")
+    if not isinstance(name, str) or name not in methods.names():
+        raise FileError(path, f"needs the method {str(name)[:40]!r}, which is not installed")
+    reader = importlib.import_module(f"{methods.door(name).__name__}.saving")
+    return reader.read_component(path.parent, dtype=dtype)
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:
