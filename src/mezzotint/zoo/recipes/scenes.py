@@ -67,7 +67,7 @@ def train(
         tokenizer, text, vae, unet = pipe.tokenizer, pipe.text_encoder, pipe.vae, pipe.unet
         cached = once(run, lambda: cache(vae, tokenizer, sample(pictures, seed=seed)))
         scale = vae.config.scaling_factor
-        _train_denoiser(text, unet, cached, scale, config, run=run, compiled=compiled)
+        _train_denoiser(text, unet, cached, scale, config=config, run=run, compiled=compiled)
     else:
         scenes = sample(pictures, seed=seed)
         renders = rendered(scenes)
@@ -76,7 +76,7 @@ def train(
         vae = _autoencoder.train(renders, steps=autoencoder_steps, seed=seed)
         cached = cache(vae, tokenizer, scenes, renders)
         scale = round(1 / float(cached["latents"].float().std()), 4)
-        _train_denoiser(text, unet, cached, scale, config, run=run, compiled=compiled)
+        _train_denoiser(text, unet, cached, scale, config=config, run=run, compiled=compiled)
         vae = _autoencoder.tune_decoder(vae, renders, steps=decoder_steps)
         vae.register_to_config(scaling_factor=scale)
     Processes(unet.device).on_main(lambda: save(assemble(tokenizer, text, vae, unet), out))
@@ -146,8 +146,8 @@ def _train_denoiser(
     unet: Any,
     cached: dict[str, Tensor],
     scale: float,
-    config: Config,
     *,
+    config: Config,
     run: Path | None,
     compiled: bool,
 ) -> None:
