@@ -207,14 +207,14 @@ def test_the_door_gives_a_pipeline_and_leaves_the_given_one_alone():
 
 
 def test_a_saved_pipeline_comes_back_and_computes_the_same(tmp_path):
-    made = q_dit.quantise(tiny_dit_pipe(), method="rtn", group=8, **SIMULATE)
+    made = q_dit.quantise(tiny_dit_pipe(), rounding="rtn", group=8, **SIMULATE)
     assert made.save(tmp_path / "small") == tmp_path / "small"
     again = mezzotint.load(tmp_path / "small")
     assert torch.equal(outputs(again.transformer, dit_inputs()), outputs(made.pipe.transformer, dit_inputs()))
 
 
 def test_a_quantised_network_is_deterministic_without_gradients_and_in_evaluation_mode():
-    made = q_dit.quantise(tiny_dit_pipe(), method="rtn", group=8, **SIMULATE).pipe.transformer
+    made = q_dit.quantise(tiny_dit_pipe(), rounding="rtn", group=8, **SIMULATE).pipe.transformer
     inputs = dit_inputs()
     assert not made.training
     assert torch.equal(outputs(made, inputs), outputs(made, inputs))
@@ -254,7 +254,7 @@ def test_what_cannot_be_quantised_is_refused_before_any_work():
         q_dit.quantise(pipe, layers=("pos_embed.proj",), **QUICK)
     with pytest.raises(ValueError, match="there is no layer 'nothing'"):
         q_dit.quantise(pipe, layers=("nothing",), **QUICK)
-    done = q_dit.quantise(pipe, method="rtn", group=8, **SIMULATE).pipe
+    done = q_dit.quantise(pipe, rounding="rtn", group=8, **SIMULATE).pipe
     with pytest.raises(ValueError, match="is quantised already"):
         q_dit.quantise(done, group=8)
     with pytest.raises(ValueError, match="a bare network cannot be sampled from"):

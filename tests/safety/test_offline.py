@@ -58,6 +58,8 @@ COMMANDS = {
     "zoo": ["list", "list --json", "verify"],
     "doctor": ["", "--json"],
     "schedule": [SCHEDULE],
+    "distill": ["--model {model} --data scenes --pictures 2 --steps 1 --batch-size 2 --out {out}/four"],
+    "quantize": ["--model {model} --weights 8 --group auto --rounding rtn --out {out}/small"],
 }
 
 

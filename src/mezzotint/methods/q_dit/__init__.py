@@ -51,7 +51,7 @@ def quantise(
     weights: Literal[2, 3, 4, 5, 6, 8] = 4,
     activations: Literal[2, 3, 4, 5, 6, 8, 16] = 8,
     group: int | Literal["search", "auto", "row"] = DEFAULT,
-    method: Literal["gptq", "rtn"] = "gptq",
+    rounding: Literal["gptq", "rtn"] = "gptq",
     symmetric: bool = False,
     act_scope: Literal["token", "sample"] = "token",
     act_range: Literal["dynamic", "static"] = "dynamic",
@@ -83,7 +83,7 @@ def quantise(
         activations: bits of a layer's input; 16 leaves inputs alone.
         group: input channels that share a scale: a number that divides every layer's width, auto (largest divisor up
             to 128), row (one scale a row), or search (one size for every layer, found by evolution).
-        method: gptq makes up for rounding with calibration data, rtn rounds to nearest.
+        rounding: gptq makes up for rounding with calibration data, rtn rounds to nearest.
         symmetric: codes around zero, without zero points, for weights and activations.
         act_scope: one activation range for every token, or for every sample.
         act_range: measured at run time, or fixed from calibration data.

@@ -31,7 +31,7 @@ class Options:
     weights: int
     activations: int
     group: int | Literal["search", "auto", "row"]
-    method: Literal["gptq", "rtn"]
+    rounding: Literal["gptq", "rtn"]
     symmetric: bool
     act_scope: Scope
     act_range: Literal["dynamic", "static"]
@@ -73,7 +73,7 @@ class Options:
             weights=Precision(self.weights, self.symmetric),
             activations=Precision(self.activations, self.symmetric),
             group=cast("GroupChoice", "auto" if self.group == "search" else self.group),
-            method=self.method,
+            method=self.rounding,
             ranges=self.ranges,
             act_scope=self.act_scope,
             act_range=self.act_range,
@@ -111,7 +111,7 @@ def quantise_pipeline(pipe: Any, *, calibration: Calibration | None = None, **op
     check_weights(network, targets)
     if calibration is None and (recipe.needs_calibration or chosen.group == "search"):
         calibration = _sampled(pipe, chosen)
-    facts: dict[str, Any] = {"method": chosen.method, "weights": chosen.weights, "activations": chosen.activations}
+    facts: dict[str, Any] = {"rounding": chosen.rounding, "weights": chosen.weights, "activations": chosen.activations}
     if chosen.group == "search":
         assert calibration is not None
         found = search_groups(pipe, calibration, chosen)

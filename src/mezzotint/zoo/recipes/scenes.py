@@ -44,7 +44,7 @@ def train(
 ) -> Path:
     """Train the whole pipeline and write it in Stable Diffusion's layout.
 
-    Run it under `accelerate launch` for several processes.
+    Run it under `torchrun` or `accelerate launch` for several processes.
 
     Args:
         out: the folder to write.

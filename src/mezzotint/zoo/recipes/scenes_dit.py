@@ -92,7 +92,7 @@ def train(
 ) -> Path:
     """Train the transformer and write it, with the autoencoder of `scenes`, as a DiTPipeline.
 
-    Run it under `accelerate launch` for several processes.
+    Run it under `torchrun` or `accelerate launch` for several processes.
 
     Args:
         out: the folder to write.
