@@ -1,0 +1,58 @@
+"""Methods meet in one picture: a schedule drives a quantised model, and a distilled student is quantised."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import mezzotint
+from mezzotint.methods import align_your_steps, q_dit, splam
+from tests.cli.conftest import stable_diffusion
+
+# DPM-Solver++ of diffusers hands tensors to NumPy in the old way.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def _latents(pipe):
+    noise = torch.randn(2, *_shape(pipe), generator=torch.Generator().manual_seed(0))
+    return pipe(["a", "b"], latents=noise, num_inference_steps=5, output_type="latent").images
+
+
+def _tiny():
+    pipe = stable_diffusion()
+    pipe.set_progress_bar_config(disable=True)
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        part.eval()
+    return pipe
+
+
+def _shape(pipe):
+    config = pipe.unet.config
+    return config.in_channels, config.sample_size, config.sample_size
+
+
+def test_a_schedule_drives_a_quantised_model_from_its_folder(tmp_path):
+    pipe = _tiny()
+    q_dit.quantise(pipe, weights=8, group="auto", rounding="rtn").save(tmp_path / "small")
+    small = mezzotint.load(tmp_path / "small")
+    small.set_progress_bar_config(disable=True)
+    schedule = align_your_steps.make("edm", pipe=pipe, steps=5)
+    plain = _latents(small)
+    with schedule.apply(pipe), schedule.apply(small):
+        exact, made = _latents(pipe), _latents(small)
+        assert [int(t) for t in small.scheduler.timesteps] == schedule.timesteps
+    assert 0 < float((made - exact).norm() / exact.norm()) < 0.05
+    assert not torch.equal(made, plain), "the schedule changes what the quantised model makes"
+    assert torch.equal(_latents(small), plain), "and leaves nothing behind"
+
+
+@pytest.mark.filterwarnings("ignore:1 steps are few:UserWarning")
+def test_a_distilled_student_is_quantised_and_still_takes_few_steps():
+    pipe = _tiny()
+    student = splam.distil(pipe, data="scenes", mode="lcm_fixed_w", steps=1, batch_size=2, pictures=2, guidance=2.0)
+    whole = student.pipeline()
+    small = q_dit.quantise(whole, weights=8, group="auto", rounding="rtn").pipe
+    one, other = (splam.sample(model, ["a cube"], steps=2, seed=3)[0] for model in (whole, small))
+    gap = np.asarray(one, dtype=float) - np.asarray(other, dtype=float)
+    assert 0 < np.abs(gap).mean() < 6
