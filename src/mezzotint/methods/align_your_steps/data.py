@@ -17,11 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mezzotint import files
+from mezzotint.diffusion import pixels, posterior
 
 from . import grids
 from .frozen import freeze, is_conditional, run, start_noise
 from .schedule import Schedule
-from .solvers import backbone, training_sigmas
+from .solvers import training_sigmas
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 
@@ -81,23 +82,6 @@ def clean_data(
     raise ValueError(f"data must be 'auto', 'scenes', 'self' or a folder of pictures, got {source!r}")
 
 
-@torch.no_grad()
-def encode(pipe: Any, pictures: Float[Tensor, "count 3 height width"]) -> Float[Tensor, "count channels h w"]:
-    """Latents of pictures in 0..1: the mode of the VAE's posterior with shift and scaling factor applied."""
-    vae = pipe.vae
-    parameter = next(vae.parameters())
-    mode = vae.encode(pictures.to(parameter) * 2 - 1).latent_dist.mode().float()
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    return (mode - shift) * vae.config.scaling_factor
-
-
-def pixels(pipe: Any) -> int:
-    """Side in pixels of the square pictures that a latent pipeline is made for."""
-    size: Any = backbone(pipe).config.sample_size  # type: ignore[union-attr]
-    side = size if isinstance(size, int) else size[0]
-    return int(side) * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-
-
 def _automatic(pipe: Any) -> str:
     from mezzotint.loading import embedded, zoo_path
 
@@ -118,7 +102,7 @@ def _scenes(pipe: Any, count: int, *, seed: int, batch_size: int) -> Clean:
 
 
 def _encoded(pipe: Any, count: int, batch_size: int, read: Callable[[int, int], Tensor]) -> Tensor:
-    return torch.cat([encode(pipe, read(a, min(a + batch_size, count))) for a in range(0, count, batch_size)])
+    return torch.cat([posterior(pipe, read(a, min(a + batch_size, count)))[0] for a in range(0, count, batch_size)])
 
 
 def _own(

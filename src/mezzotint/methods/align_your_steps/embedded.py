@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mezzotint.diffusion import decode
 from mezzotint.metrics.similarity import rmse
 
 from . import grids
@@ -161,16 +161,6 @@ def _distances(bench: Bench, found: Found, solver: str, steps: int) -> dict[str,
 
 def _by_arm(seeds: Sequence[Mapping[str, list[float]]]) -> dict[str, list[list[float]]]:
     return {arm: [one[arm] for one in seeds] for arm in seeds[0]}
-
-
-@torch.no_grad()
-def decode(
-    pipe: Any, latents: Float[Tensor, "count channels h w"], *, batch_size: int = 32
-) -> Float[Tensor, "count 3 height width"]:
-    """Pictures in 0..1 of latents in variance-exploding coordinates."""
-    dtype = next(pipe.vae.parameters()).dtype
-    parts = [pipe.vae.decode(z.to(dtype) / pipe.vae.config.scaling_factor).sample for z in latents.split(batch_size)]
-    return (torch.cat(parts).float() / 2 + 0.5).clamp(0, 1)
 
 
 def measure_pictures(trial: Any, pipe: Any, benches: Sequence[Bench], found: Sequence[Found], *, judge: Judge) -> None:

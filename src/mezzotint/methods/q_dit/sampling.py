@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mezzotint.diffusion import Condition, Denoiser, guided, normal
+from mezzotint.diffusion import Condition, Denoiser, guided, latent_shape, normal
 from mezzotint.diffusion.condition import Prompt
 
 from .layers import network_of
@@ -37,9 +37,9 @@ def ddim_timesteps(pipe: Any, steps: int) -> list[int]:
 
 def start_noise(pipe: Any, count: int, *, seed: int, first: int = 0) -> Float[Tensor, "count channels height width"]:
     """Start noise of pictures `first` and following; independent of the batch."""
-    config: Any = network_of(pipe).config
-    shape = (config.in_channels, config.sample_size, config.sample_size)
-    return normal(shape, seed=seed, purpose="quantised latents", first=first, count=count, device=pipe.device)
+    return normal(
+        latent_shape(pipe), seed=seed, purpose="quantised latents", first=first, count=count, device=pipe.device
+    )
 
 
 def trajectory(

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mezzotint.diffusion import decode
 from mezzotint.metrics.similarity import rmse
 
 from .apply import clone, quantise_network
@@ -181,12 +182,9 @@ class Judge:
 
         return SceneParser.load()
 
-    @torch.no_grad()
     def pictures(self, latents: Float[Tensor, "count channels height width"]) -> Float[Tensor, "count 3 side side"]:
         """Pictures in 0..1."""
-        vae = self.pipe.vae
-        made = [vae.decode(part / vae.config.scaling_factor).sample for part in latents.split(32)]
-        return (torch.cat(made) / 2 + 0.5).clamp(0, 1)
+        return decode(self.pipe, latents)
 
     def right(self, pictures: Tensor, classes: Sequence[int]) -> list[float]:
         """1 where the surest object has the class's shape and colour."""
