@@ -48,8 +48,17 @@ def test_the_picture_distance_is_zero_only_at_home_and_dislikes_blur() -> None:
 
 
 def test_timesteps_cover_every_part_of_the_range_once() -> None:
-    times = _denoiser.stratified(step_of(50), 1000)
+    times = _denoiser.stratified(step_of(50), torch.full((1000,), 1e-3, dtype=torch.float64))
     assert torch.equal(times // 20, torch.arange(50))
+
+
+def test_timesteps_follow_their_distribution() -> None:
+    share = _denoiser.middle(_denoiser.levels().alphas_cumprod.double())
+    torch.testing.assert_close(float(share.sum()), 1.0, rtol=1e-9, atol=0)
+    times = _denoiser.stratified(step_of(4000), share)
+    seen = torch.bincount(times, minlength=1000).double().view(10, 100).sum(1) / 4000
+    torch.testing.assert_close(seen, share.view(10, 100).sum(1), rtol=0, atol=2 / 4000)
+    assert seen[2:5].min() > 0.12 and seen[-1] < 0.06
 
 
 def test_min_snr_weights() -> None:

@@ -1,8 +1,8 @@
 """Trains `scenes-dit`: a class-conditional diffusion transformer; a class is a shape with a colour.
 
 DiT (arXiv 2212.09748): adaLN-zero blocks, learned variance between the posterior's bounds, trained by the simple
-loss plus 0.001 of the variational bound with the mean's gradient stopped (arXiv 2102.09672, equations 15 and 16).
-The schedule is that of `scenes`.
+loss with min-SNR weights plus 0.001 of the variational bound with the mean's gradient stopped (arXiv 2102.09672,
+equations 15 and 16). The schedule, weights and timesteps are those of `scenes`.
 """
 
 from __future__ import annotations
@@ -130,16 +130,18 @@ def data(vae: Any, count: int, *, seed: int = 0, split: str = "train") -> dict[s
 
 
 def loss(network: Any, scale: float, *, fast: Any = None) -> Any:
-    """Epsilon error plus the variational bound's share for the learned variance.
+    """Epsilon error with min-SNR weights plus the variational bound's share for the learned variance.
 
     `fast` is the same network, compiled, for the calls that are differentiated.
     """
-    posterior = Posterior.of(_denoiser.levels().alphas_cumprod.double())
+    alphas_cumprod = _denoiser.levels().alphas_cumprod.double()
+    posterior, share = Posterior.of(alphas_cumprod), _denoiser.middle(alphas_cumprod)
+    weights = _denoiser.min_snr(alphas_cumprod.float())
 
     def of_batch(batch: dict[str, Tensor], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         clean = batch["latents"].float() * scale
         label = torch.where(step.uniform("empty") < _EMPTY_SHARE, NULL_CLASS, batch["class"])
-        timestep = _denoiser.stratified(step, len(posterior.signal))
+        timestep = _denoiser.stratified(step, share)
         noise = step.normal("noise", *clean.shape[1:])
         signal = posterior.signal.to(clean)[timestep][:, None, None, None]
         noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
@@ -147,7 +149,8 @@ def loss(network: Any, scale: float, *, fast: Any = None) -> Any:
             called = fast if fast is not None and torch.is_grad_enabled() else network
             made = called(noisy, timestep=timestep, class_labels=label).sample.float()
         made_noise, variance = made.chunk(2, 1)
-        simple = (made_noise - noise).square().mean()
+        error = (made_noise - noise).square().mean((1, 2, 3))
+        simple = (error * weights.to(error.device)[timestep]).mean()
         bound = posterior.bound(clean, noisy, made_noise.detach(), fraction=variance, timestep=timestep)
         return simple + _BOUND_WEIGHT * len(posterior.signal) * bound, {
             "simple": simple.detach(),
