@@ -63,7 +63,7 @@ def door(name, **functions):
 @pytest.fixture
 def doors(monkeypatch):
     found = [door("first", level=spread, explode=explode, refuse=refuse, warn=warn), door("second", level=gather)]
-    monkeypatch.setattr(verbs, "_doors", lambda: iter(found))
+    monkeypatch.setattr(verbs, "doors", lambda: iter(found))
     return found
 
 
@@ -90,7 +90,7 @@ def test_version(terminal):
 
 
 def test_house_verbs_do_not_look_at_the_methods(terminal, monkeypatch):
-    monkeypatch.setattr(verbs, "_doors", lambda: pytest.fail("a method was imported"))
+    monkeypatch.setattr(verbs, "doors", lambda: pytest.fail("a method was imported"))
     terminal("zoo", "list")
 
 
@@ -104,7 +104,7 @@ def test_a_broken_method_does_not_take_the_others_with_it(terminal, monkeypatch,
 
 
 def test_a_method_cannot_take_a_word_of_the_house(terminal, monkeypatch):
-    monkeypatch.setattr(verbs, "_doors", lambda: iter([door("first", sample=spread)]))
+    monkeypatch.setattr(verbs, "doors", lambda: iter([door("first", sample=spread)]))
     assert "belong to the house" in terminal.refused("--help")
 
 

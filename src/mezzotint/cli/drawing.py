@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from mezzotint.cli import pipelines
+from mezzotint.cli import effects, pipelines
 from mezzotint.cli.request import Request
 from mezzotint.cli.terminal import Advance, UsageError
 
@@ -88,7 +88,8 @@ def draw(pipe: Any, batch: Request, advance: Advance) -> list[Any]:
 
         extra["callback_on_step_end"] = after_step
     generators = [stream(batch.seed, "sample", 0, index) for index in batch.indices]
-    with torch.inference_mode(), strict(pipe) if batch.strict else nullcontext():
+    attached = effects.attached(pipe, batch.prompts, batch.effects)
+    with torch.inference_mode(), strict(pipe) if batch.strict else nullcontext(), attached:
         images = pipe(**_arguments(pipe, batch), generator=generators, **extra).images
     if not reports:
         advance(batch.steps)

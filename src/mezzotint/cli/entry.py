@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from mezzotint.cli import terminal
+from mezzotint.cli import effects, terminal
 from mezzotint.cli.forms import Form, call, form, parse, summary
 from mezzotint.cli.shelves import Later, recipe, zoo_train
 from mezzotint.cli.verbs import Verb, all_verbs, find, overview
@@ -107,7 +110,12 @@ def _subverbs(verb: Verb) -> str:
 
 
 def _run_command(described: Form, words: Sequence[str], prog: str) -> int:
+    takes_effects = "effects" in inspect.signature(described.function).parameters
+    if takes_effects:
+        described = dataclasses.replace(described, added=tuple(effects.options()))
     values = parse(described, words, prog=prog)
+    if takes_effects:
+        described = dataclasses.replace(described, function=partial(described.function, effects=effects.asked(values)))
     return terminal.emit(call(described, values), as_json=values["json"])
 
 

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 
 from mezzotint.cli.terminal import UsageError, choose
 
-__all__ = ["Form", "Option", "argument_help", "call", "form", "parse", "summary"]
+__all__ = ["Form", "Option", "argument_help", "call", "form", "keyword_options", "parse", "summary"]
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -49,6 +49,7 @@ class Option:
     default: Any = inspect.Parameter.empty
     positional: bool = False
     variadic: bool = False
+    repeated: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Form:
         loads: the function takes a ``pipe``, which the command line loads.
         needs_model: the ``pipe`` has no default, so there is always a model.
         saves: the function's result can be saved, so the command line offers ``--out``.
+        added: options beyond the function's own, which others have added.
     """
 
     function: Callable[..., Any]
@@ -68,6 +70,7 @@ class Form:
     loads: bool
     saves: bool
     needs_model: bool = False
+    added: tuple[Option, ...] = ()
 
 
 def summary(function: Callable[..., Any]) -> str:
@@ -142,6 +145,20 @@ def _option(function: Callable[..., Any], parameter: inspect.Parameter, texts: d
     )
 
 
+def keyword_options(function: Callable[..., Any]) -> tuple[Option, ...]:
+    """Describe a function's keyword-only parameters as options; one that takes several words is given repeatedly.
+
+    Raises:
+        TypeError: one has a type that no command line can spell, and no default.
+    """
+    texts = argument_help(function)
+    parameters = inspect.signature(function).parameters.values()
+    made = (_option(function, item, texts) for item in parameters if item.kind is inspect.Parameter.KEYWORD_ONLY)
+    return tuple(
+        dataclasses.replace(option, repeated=isinstance(option.default, tuple)) for option in made if option is not None
+    )
+
+
 def _saves(function: Callable[..., Any]) -> bool:
     """Whether the result has ``save(path)``; a type known to type checkers only is given the benefit of the doubt."""
     annotation = inspect.unwrap(function).__annotations__.get("return")
@@ -190,7 +207,7 @@ def _arguments(described: Form) -> list[Option]:
     taken = {option.name for option in described.options}
     model = _MODEL if described.needs_model else _MODEL_OR_NONE
     added = [*((model, _DEVICE, _DTYPE) if described.loads else ()), *((_OUT,) if described.saves else ()), _JSON]
-    return [*described.options, *(option for option in added if option.name not in taken)]
+    return [*described.options, *described.added, *(option for option in added if option.name not in taken)]
 
 
 def _metavar(option: Option) -> str | None:
@@ -225,6 +242,7 @@ def _model_of(described: Form) -> type:
     for option in sorted(_arguments(described), key=lambda item: item.default is not inspect.Parameter.empty):
         marks: list[Any] = [_described(option)]
         marks += [tyro.conf.Positional] if option.positional else []
+        marks += [tyro.conf.UseAppendAction] if option.repeated else []
         kind: Any = option.kind
         for mark in marks:
             kind = Annotated[kind, mark]

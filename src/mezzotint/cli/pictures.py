@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from mezzotint.cli.effects import Asked
 from mezzotint.cli.pipelines import Solver
 from mezzotint.cli.request import Request
 from mezzotint.cli.terminal import Answer, UsageError, folder, progress
@@ -37,6 +38,7 @@ def sample(
     strict: bool = False,
     device: str = "cpu",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    effects: Asked | None = None,
 ) -> Answer:
     """Make pictures from prompts.
 
@@ -62,6 +64,7 @@ def sample(
         strict: compute one picture at a time with deterministic kernels, for the same bits in any company.
         device: where to compute, such as cpu or cuda.
         dtype: arithmetic of the model.
+        effects: what methods do to the pipeline while it draws: method -> its options.
 
     Raises:
         UsageError: the arguments contradict each other.
@@ -70,7 +73,7 @@ def sample(
     _refuse_contradictions(asked)
     timesteps, final, methods = _read_schedule(schedule, steps)
     asked["steps"] = len(timesteps) or steps
-    return _run(_request(asked, timesteps, final), asked, methods=methods)
+    return _run(_request(asked, timesteps, final), asked, methods=[*methods, *(effects or {})])
 
 
 def _refuse_contradictions(asked: Mapping[str, Any]) -> None:
@@ -109,6 +112,7 @@ def _request(asked: Mapping[str, Any], timesteps: tuple[int, ...], final: str) -
         steps=1 if asked["steps"] is None else asked["steps"],
         guidance=1.0 if asked["guidance"] is None else asked["guidance"],
         threads=torch.get_num_threads(),
+        effects={method: dict(given) for method, given in (asked["effects"] or {}).items()},
         **{name: asked[name] for name in names},
     )
 

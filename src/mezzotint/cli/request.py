@@ -10,10 +10,11 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, get_args
 
+from mezzotint.cli import effects
 from mezzotint.cli.pipelines import Solver
 
 __all__ = ["Request"]
@@ -46,6 +47,7 @@ class Request:
         device: where to compute.
         dtype: arithmetic of the model.
         threads: number of threads of the processor.
+        effects: what methods do to the pipeline: method -> its options.
     """
 
     model: str
@@ -65,6 +67,7 @@ class Request:
     device: str = "cpu"
     dtype: str = "float32"
     threads: int = 1
+    effects: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what could not be drawn."""
@@ -116,14 +119,20 @@ class Request:
         if not isinstance(data, Mapping):
             raise ValueError(f"the request must be an object, got {type(data).__name__}")
         kinds = typing.get_type_hints(cls)
-        required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+        required = {item.name for item in dataclasses.fields(cls) if _required(item)}
         if wrong := sorted((data.keys() - kinds.keys()) | (required - data.keys())):
             raise ValueError(f"the request has missing or unknown fields: {', '.join(map(str, wrong))}")
         return cls(**{name: _checked(name, value, kinds[name]) for name, value in data.items()})
 
 
+def _required(item: dataclasses.Field[Any]) -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+
+
 def _checked(name: str, value: Any, kind: Any) -> Any:
     """Check a foreign value against a field's type; lists become tuples, whole numbers may stand for floats."""
+    if name == "effects":
+        return effects.checked(value)
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
         return None if value is None else _checked(name, value, inner[0])

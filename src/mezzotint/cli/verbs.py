@@ -13,7 +13,7 @@ from mezzotint.cli import catalogue, pictures, replay, reports, shelves
 from mezzotint.cli.terminal import choose, note
 from mezzotint.methods import Door
 
-__all__ = ["Verb", "all_verbs", "find", "overview"]
+__all__ = ["Verb", "all_verbs", "doors", "find", "overview"]
 
 Command = Callable[..., Any]
 
@@ -60,7 +60,7 @@ def _house() -> list[Verb]:
     ]
 
 
-def _doors() -> Iterator[Door]:
+def doors() -> Iterator[Door]:
     """Import the doors one by one; a broken one is named on stderr and does not take the others with it."""
     from mezzotint.methods import door, names
 
@@ -77,7 +77,7 @@ def _of_methods() -> dict[str, Verb]:
     from mezzotint.cli.forms import summary
 
     served: dict[str, dict[str, Command]] = {}
-    for found in _doors():
+    for found in doors():
         for word, function in found.verbs.items():
             served.setdefault(word, {})[found.name] = function
     return {
@@ -99,7 +99,7 @@ def all_verbs() -> dict[str, Verb]:
 
 
 def find(word: str) -> Verb:
-    """Find a verb; the house's own do not even look at the methods.
+    """Find a verb; for the house's own the methods are not even looked at, but `sample` asks them for their effects.
 
     Raises:
         UsageError: there is none; the message names the nearest.

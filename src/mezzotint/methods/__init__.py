@@ -1,22 +1,24 @@
 """The methods: one folder each, found by looking, never registered.
 
 A method is a folder here, or a module that another package names in the entry-point group ``mezzotint.methods``.
-Its ``__init__.py`` is its *door*: ``CARD``, one to three typed functions, and ``VERBS``, which maps a command-line verb
-to the function that serves it. A door imports no torch; the bodies of its functions do.
+Its ``__init__.py`` is its *door*: ``CARD``, one to three typed functions, ``VERBS``, which maps a command-line verb
+to the function that serves it, and ``EFFECT``, where the method acts on ``mezzotint sample``. A door imports no torch;
+the bodies of its functions do.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["GROUP", "Card", "Door", "discover", "door", "names"]
+__all__ = ["GROUP", "Card", "Door", "Effect", "discover", "door", "names"]
 
 GROUP = "mezzotint.methods"
 
@@ -61,6 +63,21 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Effect:
+    """What a method does to a pipeline while ``mezzotint sample`` draws.
+
+    Attributes:
+        attach: ``(pipe, prompts, *, options) -> context manager``, entered around every batch and left without a trace.
+            Its keyword-only parameters become options of ``sample``, documented under ``Args:``; with none of them
+            given, the method takes no part.
+        stage: effects on the model come first, then those that teach it words, then those that read the prompt.
+    """
+
+    attach: Callable[..., AbstractContextManager[Any]]
+    stage: Literal["model", "words", "prompt"] = "prompt"
+
+
+@dataclass(frozen=True)
 class Door:
     """A method that was found.
 
@@ -73,6 +90,11 @@ class Door:
     name: str
     module: ModuleType
     verbs: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+
+    @property
+    def effect(self) -> Effect | None:
+        """What it does to ``mezzotint sample``, if anything."""
+        return getattr(self.module, "EFFECT", None)
 
     @property
     def card(self) -> Card:
