@@ -54,6 +54,8 @@ def casting(module: nn.Module, name: str = "forward") -> AbstractContextManager[
             args, kwargs = tree_map(lambda leaf: _cast(leaf, weight.dtype), (args, kwargs))
             return tree_map(lambda leaf: _cast(leaf, came), method(*args, **kwargs))
 
+        # Callers that would cast themselves leave it to this, so that a compiled network meets one dtype only.
+        call.casts = True  # type: ignore[attr-defined]
         return call
 
     return replaced(module, name, wrap)
