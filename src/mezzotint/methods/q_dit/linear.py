@@ -159,6 +159,11 @@ class QuantLinear(nn.Module):
             return None
         return self.static_scale, self.static_zero
 
+    @property
+    def qweight(self) -> Tensor:
+        """The packed integers, under the name where peft looks for the device of a layer that has no `weight`."""
+        return self.packed
+
     def running(self) -> str:
         """Name of the executor that computes this layer here; "auto" is resolved."""
         return (self._executor or self._choose()).name
