@@ -181,7 +181,7 @@ def _example(sampler: Sampler, batch: int) -> dict[str, Any]:
 
     def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         first = "sample" if hasattr(sampler.pipe, "unet") else "hidden_states"
-        found.update(kwargs | dict(zip((first,), args, strict=True)))
+        found.update(dict(zip((first,), args, strict=True)) | kwargs)
 
     hook = network.register_forward_pre_hook(keep, with_kwargs=True)
     try:
