@@ -21,7 +21,7 @@ from .linear import QuantLinear
 __all__ = ["AdaptedQuantLinear", "accept_adapters"]
 
 
-class AdaptedQuantLinear(Linear):  # type: ignore[misc]  # peft has no types
+class AdaptedQuantLinear(Linear):
     """peft's LoRA layer around a quantised one; it has no floating weight that an adapter could be merged into."""
 
     def merge(self, *_: Any, **__: Any) -> None:
