@@ -155,7 +155,7 @@ def _quality(results: Mapping[str, Any]) -> list[str]:
     rows = []
     for name, arm in results["arms"].items():
         if "skipped" in arm:
-            rows.append([arm["title"], arm["skipped"], *[""] * (3 + len(results["batches"]))])
+            rows.append([arm["title"], arm["skipped"], *[""] * (2 + len(results["batches"]))])
             continue
         times = [_time(arm, batch) for batch in results["batches"]]
         cells = [_points(arm), _behind(arm), f"{arm['frechet']:.3f}" if "frechet" in arm else ""]

@@ -9,6 +9,7 @@ from mezzotint.methods import q_dit
 from mezzotint.methods.q_dit.linear import QuantLinear
 from mezzotint.methods.q_dit.quantiser import Precision
 from mezzotint.methods.q_dit.size import quantised_layers
+from mezzotint.runtime import accelerate
 from mezzotint.training import lora
 from tests.methods.conftest import sd15_shaped
 
@@ -145,6 +146,16 @@ def test_four_bits_stay_packed_under_an_adapter(files):
         assert base.packed.dtype == torch.uint8
         assert not any(key.endswith("base_layer.weight") for key in layer.state_dict())
     assert 0.001 < apart(call(pipe), files[2]) < 0.5 * apart(without, files[2])
+
+
+def test_a_faster_engine_leaves_scales_and_integers_exact(files, pipe):
+    before, scales = call(pipe), {name: layer.scale.clone() for name, layer in quantised_layers(pipe.unet).items()}
+    with accelerate(pipe, calls=1, precision="bfloat16", threads=1):
+        assert pipe.unet.conv_in.weight.dtype == torch.bfloat16
+        for name, layer in quantised_layers(pipe.unet).items():
+            assert torch.equal(layer.scale, scales[name]), name
+        assert 0 < apart(call(pipe), before) < 0.05
+    assert torch.equal(call(pipe), before)
 
 
 class TestRefused:

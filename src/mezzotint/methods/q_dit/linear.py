@@ -43,6 +43,7 @@ class QuantLinear(nn.Module):
         ValueError: a group that does not divide the input channels, 16-bit weights, or an unknown executor.
     """
 
+    exact_buffers = EXACT
     packed: Tensor
     scale: Tensor
     zero: Tensor | None
