@@ -37,7 +37,7 @@ def missing(name: str, options: Mapping[str, Any]) -> str | None:
     """Why an arm cannot run here; None when it can."""
     if name == "openvino" and importlib.util.find_spec("openvino") is None:
         return "skipped: the package openvino is not installed"
-    if name.startswith("splam") and student_folder(options) is None:
+    if name.startswith("splam") and not options.get("sd15") and student_folder(options) is None:
         return f"skipped: there is no {STUDENT} among the embedded models; give --student DIR"
     return None
 
