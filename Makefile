@@ -55,7 +55,9 @@ bench: $(VENV)/.run
 	$(RUN)/mezzotint bench
 
 bench-speed: $(VENV)/.run
-	$(RUN)/python benchmarks/speed.py
+	$(RUN)/python benchmarks/runtime_table.py
+	$(RUN)/python benchmarks/speed.py --sd15
+	$(RUN)/python benchmarks/quantised_speed.py
 
 # What the environment holds now becomes what everyone gets.
 constraints: $(VENV)/.dev $(VENV)/.docs

@@ -1,8 +1,9 @@
 """Speed and size of quantised layers: float32, bfloat16, other libraries' 8 bits, and every executor of Q-DiT.
 
 Two tables: single linear layers of DiT-XL/2, and one call of a whole network of that shape with random weights at batch
-2, which is one step of guided sampling. The arms alternate, so that other work on the machine meets all of them; wall
-and CPU seconds are given with quartiles. Libraries that are not installed are named as such. Random weights tell
+2, which is one step of guided sampling. The arms of a layer alternate, so that other work on the machine meets all of
+them; of the whole network one arm is in memory at a time and takes turns with float32. Wall and CPU seconds are given
+with quartiles. Libraries that are not installed are named as such. Random weights tell
 nothing about quality: that is the method's experiment.
 """
 
@@ -13,8 +14,9 @@ import copy
 import dataclasses
 import importlib.util
 import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +121,10 @@ def measured(arms: dict[str, Callable[[], Any] | str], rounds: int) -> dict[str,
     return {name: timed.get(name, arm) for name, arm in arms.items()}
 
 
-def xl_network() -> DiTTransformer2DModel:
+def xl_network(depth: int = 28) -> DiTTransformer2DModel:
     """Build DiT-XL/2's shape with random weights; its blocks share their embedders, equal in the checkpoint."""
     with torch.device("meta"):
-        network = DiTTransformer2DModel(**XL)
+        network = DiTTransformer2DModel(**(XL | {"num_layers": depth}))
     position = DiTTransformer2DModel(**(XL | {"num_layers": 1})).pos_embed.pos_embed
     network = network.to_empty(device="cpu").eval().requires_grad_(False)
     network.pos_embed.pos_embed.copy_(position)
@@ -134,62 +136,82 @@ def xl_network() -> DiTTransformer2DModel:
     return network
 
 
-def network_arms(network: nn.Module) -> tuple[dict[str, Callable[[], Any] | str], dict[str, nn.Module]]:
-    """Every way of computing one guided step, and the quantised networks."""
-    x = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(1))
+def caller(network: Any, dtype: torch.dtype = torch.float32) -> Callable[[], Any]:
+    """One guided step of a network, or of anything that takes its arguments by name."""
+    x = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
     rest = {"timestep": torch.tensor([500, 500]), "class_labels": torch.tensor([3, 1000])}
-    half = copy.deepcopy(network).bfloat16()
-    quantised = {}
+    if isinstance(network, nn.Module):
+        return lambda: network(x, **rest)
+    return lambda: network({"hidden_states": x, **rest})
+
+
+def network_arms(network: nn.Module, sizes: dict[str, Any]) -> Iterator[tuple[str, Callable[[], Any] | str]]:
+    """Every other way of computing one guided step, one after the other; each is freed before the next is made.
+
+    Args:
+        network: in float32.
+        sizes: receives those of the quantised networks.
+    """
+    yield "bfloat16", caller(copy.deepcopy(network).bfloat16(), torch.bfloat16)
     for bits in (8, 4):
         made, _ = quantise_network(network, Recipe(weights=Precision(bits), method="rtn", group=128))
         share_inputs(made)
-        quantised[f"W{bits}A8 g=128"] = made
-    fast = copy.deepcopy(quantised["W8A8 g=128"])
-    for module in fast.modules():
-        if isinstance(module, QuantLinear):
-            module.executor = "fast"
-    fast_half = copy.deepcopy(fast).bfloat16()
-    arms: dict[str, Callable[[], Any] | str] = {
-        "float32": lambda: network(x, **rest),
-        "bfloat16": lambda: half(x.bfloat16(), **rest),
-        "fast mode, stored W8 g=128": lambda: fast(x, **rest),
-        "fast mode in bfloat16": lambda: fast_half(x.bfloat16(), **rest),
-    }
-    for name, made in quantised.items():
-        arms[name] = lambda made=made: made(x, **rest)
+        sizes[f"W{bits}A8 g=128"] = size_of(made)
+        for executor in ("integer", "fused"):
+            yield f"W{bits}A8 g=128 {executor}", caller(run_by(made, executor))
+        yield f"fast mode, stored W{bits} g=128", caller(run_by(made, "fast"))
+        if bits == 8:
+            yield "fast mode in bfloat16, stored W8 g=128", caller(made.bfloat16(), torch.bfloat16)
+        del made
+    example = {"hidden_states": torch.zeros(2, 4, 32, 32), "timestep": torch.tensor([500, 500])}
+    example |= {"class_labels": torch.tensor([3, 1000])}
     peers = {
-        "torchao int8": torchao_int8(network),
-        "OpenVINO int8": openvino_int8(network, {"hidden_states": x, **rest}, torch.get_num_threads()),
+        "torchao int8": torchao_int8,
+        "OpenVINO int8": lambda module: openvino_int8(module, example, torch.get_num_threads()),
     }
-    for name, peer in peers.items():
-        if peer is None:
-            arms[name] = MISSING
-        elif isinstance(peer, nn.Module):
-            arms[name] = lambda peer=peer: peer(x, **rest)
-        else:
-            arms[name] = lambda peer=peer: peer({"hidden_states": x, **rest})
-    return arms, quantised
+    for name, make in peers.items():
+        peer = make(network)
+        yield name, MISSING if peer is None else caller(peer)
 
 
-def sizes(networks: dict[str, nn.Module]) -> dict[str, Any]:
+def run_by(network: nn.Module, executor: str) -> nn.Module:
+    """Let every quantised layer be computed by this executor; what another one has prepared is dropped."""
+    for module in network.modules():
+        if isinstance(module, QuantLinear):
+            module.executor, module._executor = executor, None
+    return network
+
+
+def size_of(network: nn.Module) -> dict[str, Any]:
     """Bytes on disk and in memory; everything that is not quantised is stored in 16 bits."""
-    found = {}
-    for name, network in networks.items():
-        with tempfile.TemporaryDirectory() as folder:
-            report = save_quantised(network, Path(folder, "network"), dtype=torch.float16)[""]
-        found[name] = dataclasses.asdict(report)
-    return found
+    with tempfile.TemporaryDirectory() as folder:
+        report = save_quantised(network, Path(folder, "network"), dtype=torch.float16)[""]
+    return dataclasses.asdict(report)
+
+
+def measured_network(depth: int, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Times of all arms, each beside float32 in the same rounds, and sizes."""
+    network, sizes = xl_network(depth), {}
+    rows: dict[str, Any] = {}
+    for name, arm in network_arms(network, sizes):
+        print(f"network: {name}", file=sys.stderr, flush=True)
+        if isinstance(arm, str):
+            rows[name] = arm
+            continue
+        pair = alternate({"float32": caller(network), name: arm}, rounds)
+        rows.setdefault("float32", pair["float32"])
+        rows[name] = pair[name] | {"beside": pair["float32"]}
+    return rows, sizes
 
 
 def table(rows: dict[str, Any]) -> str:
     """Arms as lines, with how much faster than float32 by the CPU seconds' medians."""
-    base = rows["float32"]["cpu"]["median"]
     lines = ["| arm | wall s | CPU s | times float32 |", "|---|---|---|---|"]
     for name, row in rows.items():
         if isinstance(row, str):
             lines.append(f"| {name} | {row} | | |")
         else:
-            ratio = base / row["cpu"]["median"]
+            ratio = row.get("beside", rows["float32"])["cpu"]["median"] / row["cpu"]["median"]
             lines.append(f"| {name} | {spread(row['wall'])} | {spread(row['cpu'])} | {ratio:.2f} |")
     return "\n".join(lines)
 
@@ -203,7 +225,9 @@ def markdown(results: dict[str, Any]) -> str:
     for name, rows in results["layers"].items():
         parts.append(f"## Layer {name} (tokens, channels in, out)\n\n{table(rows)}")
     if "network" in results:
-        parts.append(f"## DiT-XL/2-shaped network, one guided step\n\n{table(results['network'])}")
+        depth = results["depth"]
+        title = "DiT-XL/2-shaped network" + (f", but {depth} blocks" if depth != XL["num_layers"] else "")
+        parts.append(f"## {title}, one guided step\n\n{table(results['network'])}")
     if "sizes" in results:
         lines = ["| network | on disk | resident | of 16 bits, on disk |", "|---|---|---|---|"]
         for name, row in results["sizes"].items():
@@ -220,18 +244,19 @@ def main() -> None:
     parser.add_argument("--layer", type=int, nargs=3, action="append", metavar=("TOKENS", "IN", "OUT"))
     parser.add_argument("--groups", type=int, nargs="+", default=GROUPS, help="group sizes; 0 is the whole row")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--depth", type=int, default=XL["num_layers"], help="blocks of the network")
     parser.add_argument("--skip-network", action="store_true", help="single layers only")
+    parser.add_argument("--skip-layers", action="store_true", help="the whole network only")
     parser.add_argument("--out", type=Path, default=RESULTS / "quantised_speed", help="name of the results, no suffix")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results: dict[str, Any] = {"layers": {}}
-    for shape in options.layer or LAYERS:
+    for shape in () if options.skip_layers else options.layer or LAYERS:
         arms = layer_arms(*shape, groups=tuple(options.groups))
         results["layers"][" x ".join(map(str, shape))] = measured(arms, options.rounds)
     if not options.skip_network:
-        arms, quantised = network_arms(xl_network())
-        results["network"] = measured(arms, max(3, options.rounds // 3))
-        results["sizes"] = sizes(quantised)
+        results["depth"] = options.depth
+        results["network"], results["sizes"] = measured_network(options.depth, max(3, options.rounds // 3))
     results["machine"] = dataclasses.asdict(environment())
     results["load"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     write_json(options.out.with_suffix(".json"), results)

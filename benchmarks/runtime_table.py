@@ -1,8 +1,9 @@
 """Speed of the shipped engine choice: eager float32 against what `mezzotint.runtime` chooses, and our own overhead.
 
-Rows: a picture from the embedded pipeline, one call of an SD 1.5-shaped U-Net with random weights, and one call through
-the denoiser view beside the bare call. The arms alternate, so that other work on the machine meets both; wall and CPU
-seconds are given, since on a busy machine only the latter mean much. Medians with quartiles.
+Rows: a picture from the embedded pipeline, a few steps of it by our sampler beside the bare calls, one call of an SD
+1.5-shaped U-Net with random weights, and one call through the denoiser view beside the bare call. The arms alternate,
+so that other work on the machine meets both; wall and CPU seconds are given, since on a busy machine only the latter
+mean much. Medians with quartiles.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 import mezzotint
-from mezzotint.diffusion import Condition, Denoiser
+from mezzotint.diffusion import Condition, Denoiser, Sampler, decode, latent_shape
 from mezzotint.files import write_json, write_text
 from mezzotint.runtime import accelerate, environment
 from mezzotint.runtime.examples import example_inputs
@@ -119,6 +120,29 @@ def pictures(*, steps: int, rounds: int) -> dict[str, Any] | None:
     return {"calls": 1000, "steps": steps, "timings": timings, "report": dataclasses.asdict(report)}
 
 
+def sampling(*, steps: int, rounds: int) -> dict[str, Any] | None:
+    """A few guidance-free steps: the bare calls and the decoding, our sampler around them, the pipeline's own call."""
+    if not (Path(mezzotint.__file__).parent / "zoo" / "weights" / "scenes").is_dir():
+        return None
+    pipe, prompts = mezzotint.load("scenes"), ["a red cube and a blue sphere"]
+    pipe.set_progress_bar_config(disable=True)
+    text = Condition.alone(pipe, prompts).encoder_hidden_states
+    x, t = torch.randn(1, *latent_shape(pipe), generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+
+    def bare() -> Any:
+        for _ in range(steps):
+            pipe.unet(x, t, encoder_hidden_states=text)
+        return decode(pipe, x)
+
+    sampler, settings = Sampler(pipe, steps=steps), {"guidance_scale": 1.0, "output_type": "pt"}
+    arms = {
+        "bare calls and decoding": bare,
+        "Sampler": lambda: sampler(prompts),
+        "the pipeline's own call": lambda: pipe(prompts, num_inference_steps=steps, **settings),
+    }
+    return {"timings": alternate(arms, rounds)}
+
+
 def main() -> None:
     """Measure, write the results and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -129,6 +153,7 @@ def main() -> None:
     parser.add_argument("--skip-large", action="store_true", help="leave out the SD 1.5-shaped network")
     options = parser.parse_args()
     rows: dict[str, Any] = {"embedded pipeline, one picture": pictures(steps=25, rounds=2 * options.rounds)}
+    rows["embedded pipeline, 4 steps without guidance"] = sampling(steps=4, rounds=4 * options.rounds)
     small = random_unet(**SCENES_SHAPE)
     rows["embedded-shaped U-Net, one call"] = engines(
         small, example_inputs(small, 2), calls=options.calls, rounds=10 * options.rounds

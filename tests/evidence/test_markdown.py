@@ -61,3 +61,12 @@ def test_every_method_of_the_summary_has_its_section(make: Callable[..., Evidenc
 def test_no_results_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one"):
         write_results([], tmp_path / "results.md")
+
+
+def test_pages_of_other_measurements_stay_linked(evidence: Evidence, tmp_path: Path) -> None:
+    target = tmp_path / "results.md"
+    assert "Measured beside" not in write_results([evidence], target).read_text(encoding="utf-8")
+    (tmp_path / "results" / "speed.md").write_text("# Speed\n\nfast\n", encoding="utf-8")
+    for _ in range(2):
+        text = write_results([evidence], target).read_text(encoding="utf-8")
+        assert text.count("[Speed](results/speed.md)") == 1

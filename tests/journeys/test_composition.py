@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 import mezzotint
 from mezzotint.methods import align_your_steps, q_dit, splam
+from mezzotint.methods.splam.sampling import generate
 from tests.cli.conftest import stable_diffusion
 
 # DPM-Solver++ of diffusers hands tensors to NumPy in the old way.
@@ -25,6 +28,12 @@ def _tiny():
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.eval()
     return pipe
+
+
+def _with(pipe, scheduler):
+    other = copy.copy(pipe)
+    other.register_modules(scheduler=scheduler)
+    return other
 
 
 def _shape(pipe):
@@ -56,3 +65,26 @@ def test_a_distilled_student_is_quantised_and_still_takes_few_steps():
     one, other = (splam.sample(model, ["a cube"], steps=2, seed=3)[0] for model in (whole, small))
     gap = np.asarray(one, dtype=float) - np.asarray(other, dtype=float)
     assert 0 < np.abs(gap).mean() < 6
+
+
+@pytest.mark.filterwarnings("ignore:2 steps are few:UserWarning")
+def test_a_distilled_lora_goes_on_a_quantised_folder_and_comes_off_again(tmp_path):
+    pipe = _tiny()
+    made = splam.distil(
+        pipe, data="scenes", mode="splam_lora", effective_time=True, sigma_mode="linear", steps=2, rank=2,
+        batch_size=2, pictures=2, guidance=2.0, learning_rate=0.05,
+    )  # fmt: skip
+    made.save(tmp_path / "student")
+    q_dit.quantise(pipe, weights=8, group="auto", rounding="rtn").save(tmp_path / "small")
+    whole, small = made.pipeline(), mezzotint.load(tmp_path / "small")
+    small.set_progress_bar_config(disable=True)
+    plain = _latents(small)
+    own = small.scheduler
+    small.load_lora_weights(tmp_path / "student")
+    small.scheduler = whole.scheduler
+    one, other = (generate(model, ["a", "b"], (999, 499), seed=3) for model in (whole, small))
+    base = generate(_with(pipe, whole.scheduler), ["a", "b"], (999, 499), seed=3)
+    assert 0 < float((one - other).abs().mean()) < 0.3 * float((one - base).abs().mean())
+    small.unload_lora_weights()
+    small.scheduler = own
+    assert torch.equal(_latents(small), plain), "unloading restores the quantised model"

@@ -9,6 +9,7 @@ from mezzotint.diffusion.inversion import Trajectory, invert, replay
 from mezzotint.diffusion.latents import decode, latent_shape, pixels, posterior
 from mezzotint.diffusion.levels import Levels
 from mezzotint.diffusion.rng import normal, stream, uniform
+from mezzotint.diffusion.sampling import Sampler, fast_sampler
 
 __all__ = [
     "Composed",
@@ -16,9 +17,11 @@ __all__ = [
     "Denoiser",
     "Levels",
     "Predictor",
+    "Sampler",
     "Trajectory",
     "composed",
     "decode",
+    "fast_sampler",
     "guided",
     "invert",
     "latent_shape",

@@ -71,6 +71,31 @@ class Condition:
         with torch.no_grad():
             return _encoder(pipe)(pipe, positive, negative, (height, width))
 
+    @staticmethod
+    def independent(pipe: Any) -> bool:
+        """Whether a pipeline encodes a negative prompt as any other text, by itself (Stable Diffusion does)."""
+        return _encoder(pipe) is _encode_sd
+
+    @staticmethod
+    def alone(pipe: Any, prompts: Prompt) -> Condition:
+        """Encode prompts without negative ones, each different one once: all that sampling without guidance needs.
+
+        Args:
+            pipe: as for `from_prompt`.
+            prompts: one prompt or several.
+
+        Raises:
+            ValueError: for no prompt, or a pipeline of an unknown layout.
+        """
+        texts = _listed(prompts)
+        different = list(dict.fromkeys(texts))
+        if different and Condition.independent(pipe):
+            with torch.no_grad():
+                found = Condition(pipe.encode_prompt(different, pipe.device, 1, False)[0])
+        else:
+            found, _ = Condition.from_prompt(pipe, different)
+        return found[torch.tensor([different.index(text) for text in texts], device=pipe.device)]
+
     @property
     def batch(self) -> int | None:
         """Number of items, or None for the empty condition of an unconditional model."""

@@ -136,6 +136,8 @@ class Denoiser(Predictor):
         return output[:, : x.shape[1]].to(x.dtype)
 
     def _dtype(self, x: Tensor) -> torch.dtype:
+        if getattr(self.model.forward, "casts", False):
+            return x.dtype
         # Read at every call (a microsecond), for the model may have been converted since.
         return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), x.dtype)
 

@@ -149,6 +149,14 @@ def _pictures(evidence: Evidence, folder: Path) -> list[str]:
     return [*lines, ""]
 
 
+def _further(target: Path) -> list[str]:
+    """A link to each page that another measurement keeps in the folder beside; this file is written anew each time."""
+    pages = sorted(target.with_suffix("").glob("*.md"))
+    titles = [page.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for page in pages]
+    links = [f"[{title}]({target.stem}/{page.name})" for title, page in zip(titles, pages, strict=True)]
+    return [f"Measured beside the claims: {', '.join(links)}.", ""] if links else []
+
+
 def write_results(evidences: Sequence[Evidence], path: str | Path) -> Path:
     """Write the results page of the documentation, with its pictures in a folder beside it.
 
@@ -172,7 +180,7 @@ def write_results(evidences: Sequence[Evidence], path: str | Path) -> Path:
         "Written by `mezzotint bench`; verdicts are computed: the paired bootstrap 95 % interval over prompts x seeds.",
         "",
     ]
-    lines += [*_summary(evidences), ""]
+    lines += [*_summary(evidences), "", *_further(target)]
     for evidence in evidences:
         pictures = _pictures(evidence, target.with_suffix(""))
         head, _, body = to_markdown(evidence).partition("\n")

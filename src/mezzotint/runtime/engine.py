@@ -50,7 +50,8 @@ def accelerate(
         compiled: True or False to insist, None to decide by predicted payback.
         threads: number of CPU threads, None to choose by measurement.
         batch: rows a call: images at once, twice that with guidance. A compiled network is compiled for it.
-        example: keyword arguments of one call to measure with; by default made from the network's configuration.
+        example: arguments of one call to measure with, by name, the sample first; by default made from the network's
+            configuration.
 
     Raises:
         ValueError: if calls, threads or batch are below 1, the precision is unknown, or compiling is impossible.
@@ -63,7 +64,7 @@ def accelerate(
             network, inputs, calls=calls, precision=precision, compiled=compiled, threads=threads
         )
         report = Report(decision.dtype, decision.threads, seconds=seconds, reasons=list(decision.reasons))
-        reference = network(**inputs)[0] if _changes(network, decision) else None
+        reference = _call(network, inputs)[0] if _changes(network, decision) else None
     with ExitStack() as stack:
         _enter(stack, pipe, network, decision=decision, report=report)
         if reference is not None:
@@ -145,10 +146,16 @@ def _time(network: nn.Module, inputs: Mapping[str, Any]) -> float:
 def _once(network: nn.Module, inputs: Mapping[str, Any]) -> float:
     on_cuda = _device(network).type == "cuda"
     start = time.perf_counter()
-    network(**inputs)
+    _call(network, inputs)
     if on_cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def _call(network: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    """Call with the sample by position, as samplers do: a network is compiled for the form of its call, too."""
+    (_, sample), *rest = inputs.items()
+    return network(sample, **dict(rest))
 
 
 def _use(stack: ExitStack, network: nn.Module, dtype: str, threads: int) -> None:
@@ -178,7 +185,7 @@ def _verify(network: nn.Module, inputs: Mapping[str, Any], report: Report, refer
     """Fill in the measured difference; a compiled network that is slower than its eager self is given up."""
     if report.compiled:
         start = time.perf_counter()
-        output = network(**inputs)[0]
+        output = _call(network, inputs)[0]
         eager = report.seconds[f"eager {report.dtype}, {report.threads} thread(s)"]
         took, fast = time.perf_counter() - start, _time(network, inputs)
         report.seconds[f"compiled {report.dtype}, {report.threads} thread(s)"] = fast
@@ -187,7 +194,7 @@ def _verify(network: nn.Module, inputs: Mapping[str, Any], report: Report, refer
             _uncompile(network)
             report.compiled = False
             report.reasons.append("compiled was slower: back to eager")
-    output = network(**inputs)[0]
+    output = _call(network, inputs)[0]
     difference = (output.float() - reference.float()).norm() / reference.float().norm().clamp(min=1e-30)
     report.relative_error = float(difference)
 

@@ -32,8 +32,12 @@ def replaced(owner: Any, name: str, wrap: Callable[[Any], Any]) -> Iterator[None
 
 @contextmanager
 def converted(module: nn.Module, dtype: torch.dtype, *, channels_last: bool) -> Iterator[None]:
-    """Convert weights and buffers; the original tensors are kept and put back, so nothing is lost to rounding."""
-    tensors = [*module.parameters(), *module.buffers()]
+    """Convert weights and buffers; the original tensors are kept and put back, so nothing is lost to rounding.
+
+    Buffers that a layer names in `exact_buffers` (integers' scales, for instance) stay as they are.
+    """
+    exact = {id(getattr(part, name)) for part in module.modules() for name in getattr(part, "exact_buffers", ())}
+    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if id(tensor) not in exact]
     originals = [tensor.data for tensor in tensors]
     try:
         for tensor in tensors:
@@ -54,6 +58,8 @@ def casting(module: nn.Module, name: str = "forward") -> AbstractContextManager[
             args, kwargs = tree_map(lambda leaf: _cast(leaf, weight.dtype), (args, kwargs))
             return tree_map(lambda leaf: _cast(leaf, came), method(*args, **kwargs))
 
+        # Callers that would cast themselves leave it to this, so that a compiled network meets one dtype only.
+        call.casts = True  # type: ignore[attr-defined]
         return call
 
     return replaced(module, name, wrap)

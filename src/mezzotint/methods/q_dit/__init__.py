@@ -40,6 +40,7 @@ CARD = Card(
         "Candidates have the precisions of the final model (asymmetric unless asked otherwise), rounded to nearest.",
         "Searched sizes hold layer by layer, also in GPTQ; the public pipeline takes those of one block for all.",
         "With static ranges, the matrix of GPTQ is made from inputs that are not quantised.",
+        "Fast mode re-rounds rows to one int8 scale a row, and inputs to one a token; not the simulated grid.",
         "Static ranges are averaged in the one pass over each block, behind blocks that are already quantised.",
     ),
 )

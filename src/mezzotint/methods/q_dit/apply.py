@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .adapters import accept_adapters
 from .blocks import Chain, observed
 from .calibration import Calibration
 from .folds import smooth
@@ -214,6 +215,7 @@ def quantise_network(
     made = _Job(copied, targets, recipe, specs=specs, divisors=divisors, executor=executor)
     reports = made.at_once() if calibration is None else made.by_blocks(calibration, batch_size)
     copied.requires_grad_(False)
+    accept_adapters()
     return copied, tuple(reports[name] for name in targets)
 
 

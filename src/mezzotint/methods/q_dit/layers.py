@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .costs import Gene
 from .groups import SPACE, legal_groups
 
-__all__ = ["Target", "check_network", "check_weights", "find_targets", "genes", "network_of"]
+__all__ = ["Target", "check_adapters", "check_network", "check_weights", "find_targets", "genes", "network_of"]
 
 _BLOCK = re.compile(r"^(.*?\b(?:\w*transformer_blocks)\.\d+)\.(.+)$")
 _QUERY = re.compile(r"\bto_([qkv])$")
@@ -98,11 +98,25 @@ def check_network(network: nn.Module) -> None:
     Raises:
         ValueError: it holds LoRA layers or is quantised already.
     """
+    check_adapters(network, "fuse it into the weights or unload it first")
     for name, module in network.named_modules():
-        if LORA in name:
-            raise ValueError(f"layer {name!r} belongs to a LoRA: fuse it into the weights or unload it first")
         if type(module).__name__ == "QuantLinear":
             raise ValueError(f"the network is quantised already (layer {name!r}): start from the original")
+
+
+def check_adapters(network: nn.Module, advice: str) -> None:
+    """Refuse a network that adapters are on.
+
+    Args:
+        network: any.
+        advice: what to do about it.
+
+    Raises:
+        ValueError: it holds LoRA layers.
+    """
+    for name, _ in network.named_modules():
+        if LORA in name:
+            raise ValueError(f"layer {name!r} belongs to a LoRA: {advice}")
 
 
 def check_weights(network: nn.Module, targets: Iterable[Target]) -> None:

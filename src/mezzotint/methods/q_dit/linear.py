@@ -43,6 +43,7 @@ class QuantLinear(nn.Module):
         ValueError: a group that does not divide the input channels, 16-bit weights, or an unknown executor.
     """
 
+    exact_buffers = EXACT
     packed: Tensor
     scale: Tensor
     zero: Tensor | None
@@ -158,6 +159,11 @@ class QuantLinear(nn.Module):
         if self.static_scale is None or self.static_zero is None:
             return None
         return self.static_scale, self.static_zero
+
+    @property
+    def qweight(self) -> Tensor:
+        """The packed integers, under the name where peft looks for the device of a layer that has no `weight`."""
+        return self.packed
 
     def running(self) -> str:
         """Name of the executor that computes this layer here; "auto" is resolved."""

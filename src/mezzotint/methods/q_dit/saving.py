@@ -26,7 +26,9 @@ from mezzotint.files import FileError, atomic_folder, read_json, read_safetensor
 from mezzotint.loading import COMPONENT, MEASURED, model_hash
 from mezzotint.zoo.saving import load_as_float32
 
+from .adapters import accept_adapters
 from .executors import EXECUTORS
+from .layers import check_adapters
 from .linear import EXACT, QuantLinear, share_inputs
 from .quantiser import LayerSpec, Precision
 from .size import SizeReport, quantised_layers, size_report
@@ -54,7 +56,7 @@ def save_quantised(
         Sizes of every quantised network.
 
     Raises:
-        ValueError: nothing in it is quantised.
+        ValueError: nothing in it is quantised, or adapters are on it.
         OSError: it could not be written; what stood there is untouched.
     """
     components = {"": pipe} if isinstance(pipe, nn.Module) else dict(pipe.components)
@@ -63,6 +65,8 @@ def save_quantised(
         raise ValueError(
             f"nothing in this {type(pipe).__name__} is quantised: quantise it first, or use save_pretrained"
         )
+    for network in networks.values():
+        check_adapters(network, "unload it first, and load it again after `mezzotint.load`")
     source = _source(pipe)
     with atomic_folder(folder, replace=replace) as work:
         for name, network in networks.items():
@@ -122,6 +126,7 @@ def read_component(folder: str | Path, *, dtype: torch.dtype = torch.float32) ->
     network.load_state_dict(tensors, assign=True)
     _tie(network, sidecar["same"])
     share_inputs(network)
+    accept_adapters()
     network.requires_grad_(False)
     return network.to(dtype).eval()
 

@@ -72,7 +72,7 @@ def generate(
     parts = []
     for first in range(0, len(prompts), batch_size):
         part = list(prompts[first : first + batch_size])
-        cond, uncond = Condition.from_prompt(pipe, part, negative_prompt or "")
+        cond, uncond = _conditions(pipe, part, negative_prompt, scale)
         noise, draw = fresh_noise(pipe, len(part), seed=seed, first=first)
         parts.append(decode(pipe, latents(pipe, noise, timesteps, cond=cond, uncond=uncond, scale=scale, draw=draw)))
     return torch.cat(parts)
@@ -124,6 +124,15 @@ def fresh_noise(pipe: Any, count: int, *, seed: int, first: int = 0) -> tuple[Te
         return rng.normal(shape, seed=seed, purpose=purpose, step=step, first=first, count=count, device=device)
 
     return draw("splam/start"), lambda j: draw("splam/step", j)
+
+
+def _conditions(
+    pipe: Any, prompts: Sequence[Any], negative_prompt: str | None, scale: float
+) -> tuple[Condition, Condition | None]:
+    """Without guidance, as distilled models are sampled, the negative prompt is never encoded."""
+    if scale == 1:
+        return Condition.alone(pipe, list(prompts)), None
+    return Condition.from_prompt(pipe, list(prompts), negative_prompt or "")
 
 
 def _resolved(model: Any, *, online: bool) -> tuple[Any, tuple[float, float], float]:
