@@ -111,7 +111,7 @@ def note_times(arm: dict[str, Any], key: str, took: Mapping[str, float] | None, 
 
 def judge(arms: dict[str, Any], scenes: Sequence[Any], folder: Path) -> float:
     """Fill in accuracy, its distance to the teacher's, and the Frechet distance; return that of renders themselves."""
-    from mezzotint.metrics import paired_difference
+    from mezzotint.metrics.bootstrap import paired_difference
     from mezzotint.metrics.parser import SceneParser
     from mezzotint.zoo import measure
 

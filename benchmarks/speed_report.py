@@ -140,7 +140,11 @@ def _head(results: Mapping[str, Any]) -> str:
 def _targets(results: Mapping[str, Any]) -> list[str]:
     lines = []
     for row in results["targets"]:
-        found = "not measured" if row["arm"] is None else f"{results['arms'][row['arm']]['title']}: "
+        found = (
+            "no arm near enough to the teacher was measured"
+            if row["arm"] is None
+            else f"{results['arms'][row['arm']]['title']}: "
+        )
         if row["arm"] is not None:
             found += f"{spread(row['speed_up'])} times, **{'met' if row['met'] else 'missed'}**"
         base = results["arms"].get(row["over"], {}).get("title", row["over"])
@@ -235,16 +239,17 @@ def plot(results: Mapping[str, Any]) -> bytes:
     batch = results["batches"][-1]
     arms = {n: a for n, a in results["arms"].items() if "accuracy" in a and batch in a.get("seconds", {})}
     points = {n: (summary(a["seconds"][batch])["median"], a["accuracy"]) for n, a in arms.items()}
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    figure = Figure(figsize=(7.6, 3.8), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xscale("log")
     front = [(x, 100 * y) for x, y in (points[name] for name in results["front"] if name in points)]
     if front:
         axes.plot(*zip(*front, strict=True), "--", color=COLOURS[-1], lw=1)
-    for name, (x, y) in points.items():
-        paint = COLOURS[0] if arms[name]["ours"] else COLOURS[1]
-        axes.plot([x], [100 * y], "o", color=paint, ms=6)
-        axes.annotate(arms[name]["title"], (x, 100 * y), xytext=(5, 5), textcoords="offset points", fontsize=8)
+    for mark, name in zip("osD^vPX*", sorted(points, key=lambda name: points[name]), strict=False):
+        paint, (x, y) = COLOURS[0] if arms[name]["ours"] else COLOURS[1], points[name]
+        axes.plot([x], [100 * y], mark, color=paint, ms=7, label=arms[name]["title"])
+    # Beside the points: arms as good as each other lie on one line, where words would cover each other.
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     axes.set_xlabel(f"seconds a picture, batch {batch}")
     axes.set_ylabel("pictures right, %")
     axes.grid(visible=True, lw=0.4)
