@@ -87,7 +87,7 @@ def focus(
         tau: a position is kept where the noun's map, scaled to 1, is above it; in [0, 1).
         masks: for mode oracle, from a head (word or word index) to a mask [height, width] or a box (left, top, right,
             bottom) in 0..1; or a tensor [bindings, height, width]; for several prompts a list of these.
-        disclip: also embed the prompt's phrases one by one: True or disclip, leaf, avg.
+        disclip: also embed the prompt's phrases one by one: True or disclip, disclip-leaf, disclip-avg.
         mask_uncond: mask the unconditional half as well.
         min_keep: an attribute is left alone at a layer where fewer positions than this remain.
         steps: part of the trajectory in which masks act, as fractions of the scheduler's steps.
