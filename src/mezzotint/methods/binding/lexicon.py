@@ -40,6 +40,7 @@ class Lexicon:
         adverbs: adverbs without -ly.
         ly_other: words in -ly that are nouns.
         adjectives: adjectives, colours and materials.
+        substances: the colours and materials among them.
         ing_adjectives: words in -ing that are adjectives wherever they stand.
         noun_colours: nouns which are colours before a thing that has one ("a rose dress").
         tinted_things: such things.
@@ -77,6 +78,7 @@ class Lexicon:
     adverbs: Words
     ly_other: Words
     adjectives: Words
+    substances: Words
     ing_adjectives: Words
     noun_colours: Words
     tinted_things: Words
@@ -146,6 +148,7 @@ def lexicon() -> Lexicon:
     return Lexicon(
         **given,
         adjectives=frozenset().union(*(words for kind, words in listed.items() if kind != "noun_colours")),
+        substances=listed["colours"] | listed["noun_colours"] | listed["materials"],
         ing_adjectives=frozenset(
             word for kind in ("colours", "qualities") for word in listed[kind] if word[-3:] == "ing"
         ),
