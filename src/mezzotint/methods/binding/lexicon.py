@@ -42,6 +42,9 @@ class Lexicon:
         adjectives: adjectives, colours and materials.
         substances: the colours and materials among them.
         ing_adjectives: words in -ing that are adjectives wherever they stand.
+        basic_colours: colours which may follow their noun ("his shirt red").
+        shade_nouns: nouns that make a shade with the colour behind them ("sky blue").
+        colour_words: words for colour itself.
         noun_colours: nouns which are colours before a thing that has one ("a rose dress").
         tinted_things: such things.
         noun_heads: adjectives which may stand for a noun without an article ("in white").
@@ -80,6 +83,9 @@ class Lexicon:
     adjectives: Words
     substances: Words
     ing_adjectives: Words
+    basic_colours: Words
+    shade_nouns: Words
+    colour_words: Words
     noun_colours: Words
     tinted_things: Words
     noun_heads: Words

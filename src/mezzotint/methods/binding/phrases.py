@@ -107,8 +107,16 @@ def _phrase(tagged: Reading, start: int, end: int, *, owner: bool) -> Phrase | N
     head = _head(tagged, start, end)
     if head is None:
         return None
-    attributes = tuple(k for k in range(start, head) if tagged.tag(k) == "A")
+    attributes = tuple(k for k in range(start, head) if tagged.tag(k) == "A") + _behind(tagged, start, head, end)
     return Phrase(start, head + 1, head, attributes, owner, start)
+
+
+def _behind(tagged: Reading, start: int, head: int, end: int) -> tuple[int, ...]:
+    """Colours that follow their noun: "his shirt red", but not "the sky blue of", which is a shade."""
+    behind = tuple(k for k in range(head + 1, end) if tagged.tag(k) == "A")
+    coloured = bool(behind) and tagged.text(behind[0]) in tagged.lexicon.basic_colours
+    shade = tagged.text(head) in tagged.lexicon.shade_nouns
+    return behind if coloured and not shade and tagged.tag(start) == "D" else ()
 
 
 def _head(tagged: Reading, start: int, end: int) -> int | None:

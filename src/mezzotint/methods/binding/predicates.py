@@ -12,6 +12,7 @@ __all__ = ["Predicate", "predicates", "subjects"]
 
 _PLURAL_BE = frozenset(["are", "were", "aren't", "weren't"])
 _SINGULAR_BE = frozenset(["is", "was", "isn't", "wasn't", "has", "'s"])
+_LEADING = frozenset(["both", "all", "being", "been", "as", "more", "less"])
 _STOPS = frozenset('.;:!?()[]{}|"')
 
 
@@ -37,6 +38,7 @@ def predicates(tagged: Reading) -> tuple[Predicate, ...]:
     places = range(len(tagged.tags))
     found = [_predicate(tagged, index) for index in places if _takes_adjective(tagged, index)]
     found += [_apposition(tagged, index) for index in places if tagged.text(index) == ","]
+    found += [_comparison(tagged, index) for index in places if tagged.text(index) == "as"]
     return tuple(each for each in found if each is not None)
 
 
@@ -73,9 +75,22 @@ def _apposition(tagged: Reading, comma: int) -> Predicate | None:
     return Predicate(comma, tuple(k for k in range(comma, last) if tagged.tag(k) == "A"), resultative=True)
 
 
+def _comparison(tagged: Reading, end: int) -> Predicate | None:
+    """Adjectives behind their noun that are compared: "a cat (, as) black as night"."""
+    start = end
+    while tagged.tag(start - 1) in {"A", "R"}:
+        start -= 1
+    before = start - 1
+    if tagged.text(before) == "as":
+        before -= 1
+    noun = before - 1 if tagged.text(before) == "," else before
+    adjectives = tuple(k for k in range(start, end) if tagged.tag(k) == "A")
+    return Predicate(noun + 1, adjectives, resultative=True) if adjectives and tagged.tag(noun) == "N" else None
+
+
 def _predicate(tagged: Reading, verb: int) -> Predicate | None:
     index, denied = verb + 1, tagged.text(verb).endswith("n't")
-    while tagged.tag(index) == "R" or tagged.text(index) in {"both", "all", "being", "been"}:
+    while tagged.tag(index) == "R" or tagged.text(index) in _LEADING:
         denied = denied or tagged.text(index) in {"not", "never"}
         index += 1
     found: list[int] = []
@@ -165,6 +180,14 @@ def _subject(tagged: Reading, inside: Sequence[Phrase], *, plural: bool | None) 
     if not free:
         return ()
     first = inside[free[0]]
+    if (
+        tagged.text(first.head) in tagged.lexicon.colour_words
+        and tagged.text(first.end) == "of"
+        and inside[-1] is not first
+    ):
+        # "the colour of the car is red": it is the car that is.
+        first = inside[free[0] + 1]
+        return (first.head,)
     if plural is False:
         return (first.head,)
     joined = [

@@ -72,7 +72,7 @@ def _closed(tagged: Reading, index: int, text: str) -> str | None:
         return "C"
     if not text[0].isalnum():
         return "R" if text in QUOTES else "P"
-    if text in words.auxiliaries or contracted(text):
+    if text in words.auxiliaries or contracted(text) or text.endswith(("'re", "'ve", "'ll", "'m")):
         return "V"
     if text.endswith("'s") or (
         text.endswith("s") and tagged.text(index + 1) == "'" and _is_followed(tagged, index + 1)
@@ -89,7 +89,7 @@ def _open(tagged: Reading, index: int, text: str) -> str:
     simple = "-" not in text
     if text.endswith("ing") and simple and text not in words.ing_adjectives:
         return tag_ing(tagged, index, text)
-    long = len(text) > 4 or text in words.painting
+    long = len(text) > 4 or (len(text) == 4 and (text in words.painting or words.is_adjective(text)))
     if text.endswith("ed") and simple and long and text not in words.ed_nouns:
         return tag_ed(tagged, index, text)
     verb = tag_verb(tagged, index, text)

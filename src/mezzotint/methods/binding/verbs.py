@@ -38,6 +38,8 @@ def tag_ing(tagged: Reading, index: int, text: str) -> str:
         return "N"
     if text in words.ing_nouns:
         return "V" if _is_gerund_at_work(tagged, index, text, before) else "N"
+    if text == "looking" and before == "A" and tagged.goes_on(index + 1):
+        return "A"
     if tagged.is_determined(index + 1) or (text in words.transitive_ing and before not in {"D", "G"}):
         return "V"
     if tagged.goes_on(index + 1):
@@ -227,6 +229,9 @@ def _has_plural_subject(tagged: Reading, index: int, *, strong: bool) -> bool:
         last -= 1
     noun = tagged.text(last)
     several = tagged.lexicon.is_plural(noun) or tagged.tag(tagged.phrase_start(last + 1) - 1) == "C"
+    if tagged.is_determined(index + 1) and "C" in tagged.tags:
+        # "a boy in a blue cap and a girl in a red one share a bench"
+        several = several or not any(tagged.is_finite(place) for place in range(index))
     if tagged.tag(last) != "N" or not several:
         return False
     if strong or tagged.is_determined(index + 1):
