@@ -470,7 +470,7 @@ def test_masks_act_in_their_part_of_the_trajectory(tiny):
     plain = draw(tiny, steps=1)
     with focus(tiny, mode="online", steps=(0.5, 1.0)):
         assert torch.equal(draw(tiny, steps=1), plain)
-        with pytest.raises(ValueError, match="timestep 777.0, which the scheduler has not set"), torch.no_grad():
+        with pytest.raises(ValueError, match=r"timestep 777\.0, which the scheduler has not set"), torch.no_grad():
             tiny.unet(normal(2, 4, 8, 8), 777, encoder_hidden_states=normal(2, 77, 16))
 
 
