@@ -48,7 +48,7 @@ CARD = Card(
         "Adjectives behind a copula are bound; every adjective of a noun phrase describes its noun.",
         "In constituents compounds are abstracted to their last noun; any preposition, 'and' or 'or' links phrases.",
         "DisCLIP encodes constituents in one padded batch; the encoder is causal, so the result is the same.",
-        "SDXL: both encoders are disentangled, the pooled vector is the full prompt's. T5 and class labels are refused.",
+        "SDXL: both encoders are disentangled, the pooled vector is the full prompt's. T5 is refused.",
         "StructureDiffusion averages value tokens instead of values, which is the same since W_v is affine.",
         "Attend-and-Excite: refinement steps are fractions of the trajectory (0, 0.2, 0.4: steps 0, 10, 20 of 50).",
         "Attend-and-Excite and SynGen: the attention grid nearest to 16x16 cells plays the role of 16x16.",
