@@ -302,8 +302,10 @@ def test_stock_transformers_load_the_encoder_of_the_judge(tmp_path: Path) -> Non
     network = epvit.seeded(epvit.build, 0).eval()
     tokenizer = _words.build_tokenizer(tmp_path / "words")
     epvit.save(network, epvit.build_similarity(len(tokenizer)), tokenizer, tmp_path / "out")
+    before = logging.get_verbosity()
     logging.set_verbosity_error()
     encoder = ViTModel.from_pretrained(tmp_path / "out", add_pooling_layer=False, local_files_only=True)
+    logging.set_verbosity(before)
     pictures = torch.rand(2, 3, 64, 64) * 2 - 1
     ours, theirs = (part(pictures).last_hidden_state for part in (network.vit, encoder.eval()))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-2)

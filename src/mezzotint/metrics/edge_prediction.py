@@ -186,12 +186,12 @@ class EPViT(nn.Module):
         """
         return self.read(self.encode(pictures), graphs)
 
-    def encode(self, pictures: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens width"]:
+    def encode(self, pictures: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens features"]:
         """What the encoder makes of pictures in 0..1: a token for the whole, then one a patch, row by row."""
         return self.vit(pictures * 2 - 1).last_hidden_state
 
     def read(
-        self, patches: Float[Tensor, "batch tokens width"], graphs: Graphs
+        self, patches: Float[Tensor, "batch tokens features"], graphs: Graphs
     ) -> tuple[Float[Tensor, "batch nodes"], Float[Tensor, "batch edges"]]:
         """Logits of nodes and edges from encoded pictures."""
         queries = self.embedding(graphs.labels.clamp_min(0))

@@ -103,6 +103,7 @@ def build() -> EPViT:
         id2label=dict(enumerate(WORDS)),
         label2id={word: index for index, word in enumerate(WORDS)},
         decoder_layers=2,
+        dtype="float32",
     )
     return EPViT(config)
 
