@@ -64,7 +64,8 @@ def test_true_masks_keep_attention_inside_and_wrong_ones_outside(pipe, noised) -
     assert not torch.equal(found["FCA"].share, stock)
     turned = attention_leak.NoisedScenes(**{**vars(noised), "masks": noised.masks.flip(1)})
     edits = attention_leak._attention(turned, "oracle", 0.6).edits()
-    assert float(attention_leak._shares(pipe, noised, edits).mean()) < 0.1
+    assert float(attention_leak._watched(pipe, noised, edits).share.mean()) < 0.1
+    assert bool((found["FCA oracle"].mass < found["stock"].mass).all())
     overlap = found["stock"].overlap
     assert overlap is not None
     assert overlap.shape == (3,)

@@ -7,7 +7,7 @@ attribute token gets inside any object, the share inside its own object is what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -109,10 +109,12 @@ class Leak:
 
     Attributes:
         share: `own_share` by timestep and scene, mean over bindings and layers of at least 8x8 cells.
+        mass: share of all attention that an attribute token gets, mean over cells, bindings and the same layers.
         overlap: intersection over union of the nouns' focus with their objects, of the arm that records maps.
     """
 
     share: Float[Tensor, "timesteps rows"]
+    mass: Float[Tensor, "timesteps rows"]
     overlap: Float[Tensor, " rows"] | None = None
 
 
@@ -133,14 +135,14 @@ def measure_leak(pipe: Any, noised: NoisedScenes, *, batch_size: int = 50, tau: 
 def _of_part(pipe: Any, noised: NoisedScenes, tau: float) -> dict[str, Leak]:
     averaged = _attention(noised, "averaged", tau)
     with averaged.recorded():
-        stock = _shares(pipe, noised, averaged.edits())
+        stock = _watched(pipe, noised, averaged.edits())
     latent = (noised.latents.shape[-2], noised.latents.shape[-1])
     maps = averaged.recorder.average(latent)
     averaged.use(maps)
-    found = {"stock": Leak(stock, _overlap(maps, averaged, noised, tau=tau))}
-    found["FCA"] = Leak(_shares(pipe, noised, averaged.edits()))
+    found = {"stock": replace(stock, overlap=_overlap(maps, averaged, noised, tau=tau))}
+    found["FCA"] = _watched(pipe, noised, averaged.edits())
     for arm, mode in (("FCA online", "online"), ("FCA oracle", "oracle")):
-        found[arm] = Leak(_shares(pipe, noised, _attention(noised, mode, tau).edits()))  # type: ignore[arg-type]
+        found[arm] = _watched(pipe, noised, _attention(noised, mode, tau).edits())  # type: ignore[arg-type]
     return found
 
 
@@ -150,7 +152,7 @@ def _attention(noised: NoisedScenes, mode: Mode, tau: float) -> FocusedAttention
 
 
 @torch.no_grad()
-def _shares(pipe: Any, noised: NoisedScenes, edits: Sequence[Edit]) -> Float[Tensor, "timesteps rows"]:
+def _watched(pipe: Any, noised: NoisedScenes, edits: Sequence[Edit]) -> Leak:
     """One call of the network a timestep, watched."""
     denoiser = Denoiser(pipe)
     seen: list[Tensor] = []
@@ -160,7 +162,8 @@ def _shares(pipe: Any, noised: NoisedScenes, edits: Sequence[Edit]) -> Float[Ten
         if min(grid) >= _SMALLEST:
             owners = noised.links.owners.to(shares)
             mass = torch.einsum("rqk,rbk->rbq", shares.mean(1)[..., : owners.shape[2]], owners)
-            seen.append(own_share(mass, _on_grid(noised.masks, grid)).mean(1))
+            share = own_share(mass, _on_grid(noised.masks, grid)).mean(1)
+            seen.append(torch.stack([share, mass.mean((1, 2))]))
 
     found = []
     with install(pipe, *edits, Observe(look, kind="cross", branch="cond"), branches=("cond",)):
@@ -169,7 +172,8 @@ def _shares(pipe: Any, noised: NoisedScenes, edits: Sequence[Edit]) -> Float[Ten
             noisy = denoiser.levels.add_noise(noised.latents, noised.noise, timestep)
             denoiser.model_output(noisy, timestep, noised.cond)
             found.append(torch.stack(seen).mean(0))
-    return torch.stack(found).cpu()
+    share, mass = torch.stack(found, 1).cpu()
+    return Leak(share, mass)
 
 
 def _overlap(maps: Tensor, attention: FocusedAttention, noised: NoisedScenes, *, tau: float) -> Float[Tensor, " rows"]:
@@ -186,7 +190,8 @@ def _on_grid(masks: Float[Tensor, "rows bindings height width"], grid: Grid) -> 
 
 def _joined(parts: Sequence[Leak]) -> Leak:
     overlaps = [part.overlap for part in parts if part.overlap is not None]
-    return Leak(torch.cat([part.share for part in parts], 1), torch.cat(overlaps) if overlaps else None)
+    share, mass = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("share", "mass"))
+    return Leak(share, mass, torch.cat(overlaps) if overlaps else None)
 
 
 def _owners(told: Caption) -> tuple[int, ...]:

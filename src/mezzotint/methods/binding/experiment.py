@@ -41,7 +41,8 @@ ARMS: tuple[tuple[str, Kind, str], ...] = (
         "E3: cosine of picture and caption, CLIP-like encoders trained without swapped captions",
     ),
 )
-SHARE, LEAK, OVERLAP = "attribute attention inside its object", "attribute attention that leaks", "focus on nouns, IoU"
+SHARE, LEAK = "attribute attention inside its object", "attribute attention that leaks"
+MASS, OVERLAP = "attention to an attribute", "focus on nouns, IoU"
 MAIN, ABLATED = "held-out prompts", "ablations"
 _HARDER, _CEILING = 0.10, 0.03
 
@@ -109,6 +110,8 @@ def _attention(trial: Experiment, pipe: Any, seeds: Sequence[int], size: Size) -
     trial.measure(SHARE, whole, unit="rate", direction="higher", group="all timesteps", counted="renders")
     leaks = {arm: (1 - found).clamp_min(0) for arm, found in whole.items()}
     trial.measure(LEAK, leaks, unit="rate", direction="lower", group="all timesteps", counted="renders")
+    mass = {arm: torch.stack([run[arm].mass.mean(0) for run in runs]) for arm in attention_leak.ARMS}
+    trial.measure(MASS, mass, unit="rate", counted="renders", note="one token, mean over the picture")
     overlap = {"FCA": torch.stack([run["stock"].overlap for run in runs if run["stock"].overlap is not None])}
     trial.measure(OVERLAP, overlap, unit="rate", direction="higher", counted="renders", note="bounds what FCA can do")
 
