@@ -1,4 +1,4 @@
-"""Phrases to be encoded by themselves: noun phrases, and what remains of the text above them (arXiv 2404.13766, DisCLIP).
+"""Phrases to be encoded by themselves (arXiv 2404.13766, DisCLIP): noun phrases, and what the text is above them.
 
 "a green bench and a red car" has "a green bench", "a red car" and, each noun phrase abstracted to its noun, "bench and
 car". That is a constituency tree folded from its leaves, as far as rows of noun phrases show it.

@@ -40,7 +40,11 @@ class Lexicon:
         adverbs: adverbs without -ly.
         ly_other: words in -ly that are nouns.
         adjectives: adjectives, colours and materials.
+        substances: the colours and materials among them.
         ing_adjectives: words in -ing that are adjectives wherever they stand.
+        basic_colours: colours which may follow their noun ("his shirt red").
+        shade_nouns: nouns that make a shade with the colour behind them ("sky blue").
+        colour_words: words for colour itself.
         noun_colours: nouns which are colours before a thing that has one ("a rose dress").
         tinted_things: such things.
         noun_heads: adjectives which may stand for a noun without an article ("in white").
@@ -77,7 +81,11 @@ class Lexicon:
     adverbs: Words
     ly_other: Words
     adjectives: Words
+    substances: Words
     ing_adjectives: Words
+    basic_colours: Words
+    shade_nouns: Words
+    colour_words: Words
     noun_colours: Words
     tinted_things: Words
     noun_heads: Words
@@ -146,6 +154,7 @@ def lexicon() -> Lexicon:
     return Lexicon(
         **given,
         adjectives=frozenset().union(*(words for kind, words in listed.items() if kind != "noun_colours")),
+        substances=listed["colours"] | listed["noun_colours"] | listed["materials"],
         ing_adjectives=frozenset(
             word for kind in ("colours", "qualities") for word in listed[kind] if word[-3:] == "ing"
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .tagging import QUOTES, Tagger
+from .reading import QUOTES, Reading
 
 __all__ = ["Phrase", "noun_phrases"]
 
@@ -31,21 +31,21 @@ class Phrase:
     whole: int = 0
 
 
-def noun_phrases(tagger: Tagger, taken: set[int]) -> tuple[Phrase, ...]:
+def noun_phrases(tagged: Reading, taken: set[int]) -> tuple[Phrase, ...]:
     """All noun phrases, from left to right.
 
     Args:
-        tagger: the tagged words.
+        tagged: the tagged words.
         taken: words that are predicates ("is red") and belong to no phrase.
     """
     found: list[Phrase] = []
     owned: int | None = None
     index = 0
-    while index < len(tagger.tags):
-        end = _run_end(tagger, taken, index)
-        owner = tagger.tag(end) == "G"
-        for start, stop in _parts(tagger, index, end + owner):
-            phrase = _phrase(tagger, start, stop, owner=owner and stop == end + 1)
+    while index < len(tagged.tags):
+        end = _run_end(tagged, taken, index)
+        owner = tagged.tag(end) == "G"
+        for start, stop in _parts(tagged, index, end + owner):
+            phrase = _phrase(tagged, start, stop, owner=owner and stop == end + 1)
             if phrase is not None:
                 whole = start if owned is None else owned
                 found.append(Phrase(start, phrase.end, phrase.head, phrase.attributes, phrase.owner, whole))
@@ -55,71 +55,79 @@ def noun_phrases(tagger: Tagger, taken: set[int]) -> tuple[Phrase, ...]:
     return tuple(found)
 
 
-def _run_end(tagger: Tagger, taken: set[int], start: int) -> int:
+def _run_end(tagged: Reading, taken: set[int], start: int) -> int:
     """End of the run that begins at `start`: determiners, then adjectives, adverbs and nouns."""
     index = start
-    while tagger.tag(index) == "D" and index not in taken:
+    while tagged.tag(index) == "D" and index not in taken:
         index += 1
     nouns = False
     while index not in taken:
-        tag = tagger.tag(index)
+        tag = tagged.tag(index)
         if tag in {"A", "N"} or (tag == "R" and not nouns):
             nouns = nouns or tag == "N"
             index += 1
             continue
-        joined = _after_joint(tagger, taken, index) if index > start and tagger.tag(index - 1) == "A" else index
+        joined = _after_joint(tagged, taken, index) if index > start and tagged.tag(index - 1) == "A" else index
         if joined == index:
             break
         index = joined
     return index
 
 
-def _after_joint(tagger: Tagger, taken: set[int], index: int) -> int:
+def _after_joint(tagged: Reading, taken: set[int], index: int) -> int:
     """Where a coordination of adjectives goes on behind its comma or conjunction; `index` if it does not."""
     after = index
-    while (tagger.tag(after) == "C" or tagger.text(after) in {",", "/"}) and after - index < 2:
+    while (tagged.tag(after) == "C" or tagged.text(after) in {",", "/"}) and after - index < 2:
         after += 1
     following = after
-    while tagger.tag(following) == "R":
+    while tagged.tag(following) == "R":
         following += 1
-    return after if after > index and tagger.tag(following) == "A" and following not in taken else index
+    return after if after > index and tagged.tag(following) == "A" and following not in taken else index
 
 
-def _parts(tagger: Tagger, start: int, end: int) -> Iterator[tuple[int, int]]:
+def _parts(tagged: Reading, start: int, end: int) -> Iterator[tuple[int, int]]:
     """A run, cut at its conjunctions where what they join has no noun in common."""
-    joints = [k for k in range(start, end) if tagger.tag(k) in {"C", "P"}]
-    nouns = [k for k in range(start, end) if tagger.tag(k) in {"N", "G"}]
+    joints = [k for k in range(start, end) if tagged.tag(k) in {"C", "P"}]
+    nouns = [k for k in range(start, end) if tagged.tag(k) in {"N", "G"}]
     if joints and not nouns:
         for stop in (*joints, end):
             yield start, stop
             start = stop + 1
         return
-    if joints and tagger.text(start) in {"a", "an"} and tagger.lexicon.is_plural(tagger.text(nouns[-1])):
+    if joints and tagged.text(start) in {"a", "an"} and tagged.lexicon.is_plural(tagged.text(nouns[-1])):
         yield start, joints[0]
         start = joints[-1] + 1
     yield start, end
 
 
-def _phrase(tagger: Tagger, start: int, end: int, *, owner: bool) -> Phrase | None:
+def _phrase(tagged: Reading, start: int, end: int, *, owner: bool) -> Phrase | None:
     """The phrase of a run; None if nothing in it can be a head."""
-    while start < end and tagger.text(start) in QUOTES:
+    while start < end and tagged.text(start) in QUOTES:
         start += 1
-    head = _head(tagger, start, end)
+    head = _head(tagged, start, end)
     if head is None:
         return None
-    attributes = tuple(k for k in range(start, head) if tagger.tag(k) == "A")
+    attributes = tuple(k for k in range(start, head) if tagged.tag(k) == "A") + _behind(tagged, start, head, end)
     return Phrase(start, head + 1, head, attributes, owner, start)
 
 
-def _head(tagger: Tagger, start: int, end: int) -> int | None:
+def _behind(tagged: Reading, start: int, head: int, end: int) -> tuple[int, ...]:
+    """Colours that follow their noun: "his shirt red", but not "the sky blue of", which is a shade."""
+    behind = tuple(k for k in range(head + 1, end) if tagged.tag(k) == "A")
+    coloured = bool(behind) and tagged.text(behind[0]) in tagged.lexicon.basic_colours
+    shade = tagged.text(head) in tagged.lexicon.shade_nouns
+    return behind if coloured and not shade and tagged.tag(start) == "D" else ()
+
+
+def _head(tagged: Reading, start: int, end: int) -> int | None:
     """The last noun; without one, the last adjective where it may stand for a noun ("an orange", "in white")."""
-    nouns = [k for k in range(start, end) if tagger.tag(k) in {"N", "G"}]
-    adjectives = [k for k in range(start, end) if tagger.tag(k) == "A"]
+    nouns = [k for k in range(start, end) if tagged.tag(k) in {"N", "G"}]
+    adjectives = [k for k in range(start, end) if tagged.tag(k) == "A"]
     if nouns:
         last = adjectives[-1] if adjectives else -1
-        compound = last == nouns[-1] + 1 and tagger.text(last) in tagger.lexicon.noun_after_noun
+        compound = last == nouns[-1] + 1 and tagged.text(last) in tagged.lexicon.noun_after_noun
         return last if compound else nouns[-1]
     if not adjectives:
         return None
-    named = tagger.text(adjectives[-1]) in tagger.lexicon.noun_heads
-    return adjectives[-1] if named or tagger.tag(start) == "D" else None
+    named = tagged.text(adjectives[-1]) in tagged.lexicon.noun_heads
+    return adjectives[-1] if named or tagged.tag(start) == "D" else None

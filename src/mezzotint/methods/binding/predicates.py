@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .phrases import Phrase
-from .tagging import Tagger, contracted
+from .reading import Reading, contracted
 
 __all__ = ["Predicate", "predicates", "subjects"]
 
 _PLURAL_BE = frozenset(["are", "were", "aren't", "weren't"])
 _SINGULAR_BE = frozenset(["is", "was", "isn't", "wasn't", "has", "'s"])
+_LEADING = frozenset(["both", "all", "being", "been", "as", "more", "less"])
 _STOPS = frozenset('.;:!?()[]{}|"')
 
 
@@ -32,158 +33,182 @@ class Predicate:
     resultative: bool = False
 
 
-def predicates(tagger: Tagger) -> tuple[Predicate, ...]:
+def predicates(tagged: Reading) -> tuple[Predicate, ...]:
     """All predicates, from left to right."""
-    places = range(len(tagger.tags))
-    found = [_predicate(tagger, index) for index in places if _takes_adjective(tagger, index)]
-    found += [_apposition(tagger, index) for index in places if tagger.text(index) == ","]
+    places = range(len(tagged.tags))
+    found = [_predicate(tagged, index) for index in places if _takes_adjective(tagged, index)]
+    found += [_apposition(tagged, index) for index in places if tagged.text(index) == ","]
+    found += [_comparison(tagged, index) for index in places if tagged.text(index) == "as"]
     return tuple(each for each in found if each is not None)
 
 
-def subjects(tagger: Tagger, phrases: Sequence[Phrase], predicate: Predicate) -> tuple[int, ...]:
+def subjects(tagged: Reading, phrases: Sequence[Phrase], predicate: Predicate) -> tuple[int, ...]:
     """Heads of the noun phrases that a predicate is said of; none where the subject is a pronoun or unclear."""
     before = [phrase for phrase in phrases if phrase.end <= predicate.verb and not phrase.owner]
     if predicate.resultative:
-        return tuple(phrase.head for phrase in before[-1:] if phrase.end == _left(tagger, predicate.verb) + 1)
-    plural = _number(tagger, predicate.verb)
-    relative = _relative(tagger, predicate.verb)
+        return tuple(phrase.head for phrase in before[-1:] if phrase.end == _left(tagged, predicate.verb) + 1)
+    plural = _number(tagged, predicate.verb)
+    relative = _relative(tagged, predicate.verb)
     if relative is not None:
-        return _antecedent(tagger, [phrase for phrase in before if phrase.end <= relative], plural=plural)
-    subject = _left(tagger, predicate.verb)
-    if tagger.is_pronoun(subject) or tagger.tag(subject) in {"D", "C", ""}:
+        return _antecedent(tagged, [phrase for phrase in before if phrase.end <= relative], plural=plural)
+    subject = _left(tagged, predicate.verb)
+    if tagged.is_pronoun(subject) or tagged.tag(subject) in {"D", "C", ""}:
         return ()
-    start, stop = _clause(tagger, predicate.verb, plural=plural)
+    start, stop = _clause(tagged, predicate.verb, plural=plural)
     inside = [phrase for phrase in before if phrase.start >= start and phrase.end <= stop]
-    return _subject(tagger, inside, plural=plural)
+    return _subject(tagged, inside, plural=plural)
 
 
-def _takes_adjective(tagger: Tagger, index: int) -> bool:
-    text = tagger.text(index)
-    verb = tagger.tag(index) == "V"
-    return tagger.is_be(index) or (verb and (text in tagger.lexicon.copulas or text in tagger.lexicon.painting))
+def _takes_adjective(tagged: Reading, index: int) -> bool:
+    text = tagged.text(index)
+    verb = tagged.tag(index) == "V"
+    return tagged.is_be(index) or (verb and (text in tagged.lexicon.copulas or text in tagged.lexicon.painting))
 
 
-def _apposition(tagger: Tagger, comma: int) -> Predicate | None:
+def _apposition(tagged: Reading, comma: int) -> Predicate | None:
     """Joined adjectives between commas behind their noun: "a dog, black and fluffy, sits"."""
-    first = _adjectives_end(tagger, comma + 1)
-    last = _adjectives_end(tagger, first + 1)
-    joined = first > comma + 1 and tagger.tag(first) == "C" and last > first + 1
-    if tagger.tag(comma - 1) != "N" or not joined or tagger.text(last) != ",":
+    first = _adjectives_end(tagged, comma + 1)
+    last = _adjectives_end(tagged, first + 1)
+    joined = first > comma + 1 and tagged.tag(first) == "C" and last > first + 1
+    if tagged.tag(comma - 1) != "N" or not joined or tagged.text(last) != ",":
         return None
-    return Predicate(comma, tuple(k for k in range(comma, last) if tagger.tag(k) == "A"), resultative=True)
+    return Predicate(comma, tuple(k for k in range(comma, last) if tagged.tag(k) == "A"), resultative=True)
 
 
-def _predicate(tagger: Tagger, verb: int) -> Predicate | None:
-    index, denied = verb + 1, tagger.text(verb).endswith("n't")
-    while tagger.tag(index) == "R" or tagger.text(index) in {"both", "all", "being", "been"}:
-        denied = denied or tagger.text(index) in {"not", "never"}
+def _comparison(tagged: Reading, end: int) -> Predicate | None:
+    """Adjectives behind their noun that are compared: "a cat (, as) black as night"."""
+    start = end
+    while tagged.tag(start - 1) in {"A", "R"}:
+        start -= 1
+    before = start - 1
+    if tagged.text(before) == "as":
+        before -= 1
+    noun = before - 1 if tagged.text(before) == "," else before
+    adjectives = tuple(k for k in range(start, end) if tagged.tag(k) == "A")
+    return Predicate(noun + 1, adjectives, resultative=True) if adjectives and tagged.tag(noun) == "N" else None
+
+
+def _predicate(tagged: Reading, verb: int) -> Predicate | None:
+    index, denied = verb + 1, tagged.text(verb).endswith("n't")
+    while tagged.tag(index) == "R" or tagged.text(index) in _LEADING:
+        denied = denied or tagged.text(index) in {"not", "never"}
         index += 1
     found: list[int] = []
     while True:
-        end = _adjectives_end(tagger, index)
-        if end == index or tagger.tag(end) in {"N", "G"}:
+        end = _adjectives_end(tagged, index)
+        if end == index or tagged.tag(end) in {"N", "G"}:
             break
-        found += [k for k in range(index, end) if tagger.tag(k) == "A"]
-        index = _next_segment(tagger, end)
+        found += [k for k in range(index, end) if tagged.tag(k) == "A"]
+        index = _next_segment(tagged, end)
         if index == end:
             break
-    result = tagger.text(verb) in tagger.lexicon.painting or tagger.text(verb).endswith("ing")
-    follows = result and not tagger.is_be(verb) and not tagger.is_be(_left(tagger, verb))
-    return Predicate(_carrier(tagger, verb), tuple(found), denied, follows) if found else None
+    result = tagged.text(verb) in tagged.lexicon.painting or tagged.text(verb).endswith("ing")
+    follows = result and not tagged.is_be(verb) and not tagged.is_be(_left(tagged, verb))
+    return Predicate(_carrier(tagged, verb), tuple(found), denied, follows) if found else None
 
 
-def _carrier(tagger: Tagger, verb: int) -> int:
+def _carrier(tagged: Reading, verb: int) -> int:
     """The verb that the subject stands before: "is" of "is painted", "has" of "has been"."""
-    while tagger.tag(_left(tagger, verb)) == "V" and (
-        tagger.text(verb) in tagger.lexicon.painting
-        or tagger.text(verb) in {"be", "been", "being"}
-        or tagger.text(_left(tagger, verb)) in tagger.lexicon.auxiliaries
+    while tagged.tag(_left(tagged, verb)) == "V" and (
+        tagged.text(verb) in tagged.lexicon.painting
+        or tagged.text(verb) in {"be", "been", "being"}
+        or tagged.text(_left(tagged, verb)) in tagged.lexicon.auxiliaries
     ):
-        verb = _left(tagger, verb)
+        verb = _left(tagged, verb)
     return verb
 
 
-def _adjectives_end(tagger: Tagger, index: int) -> int:
+def _adjectives_end(tagged: Reading, index: int) -> int:
     end = index
-    while tagger.tag(end) in {"A", "R"}:
+    while tagged.tag(end) in {"A", "R"}:
         end += 1
-    return end if any(tagger.tag(k) == "A" for k in range(index, end)) else index
+    return end if any(tagged.tag(k) == "A" for k in range(index, end)) else index
 
 
-def _next_segment(tagger: Tagger, end: int) -> int:
+def _next_segment(tagged: Reading, end: int) -> int:
     """Where the next of "red, shiny and small" begins; `end` if there is none."""
     index = end
-    while (tagger.tag(index) == "C" or tagger.text(index) == ",") and index - end < 2:
+    while (tagged.tag(index) == "C" or tagged.text(index) == ",") and index - end < 2:
         index += 1
-    return index if tagger.tag(index) in {"A", "R"} else end
+    return index if tagged.tag(index) in {"A", "R"} else end
 
 
-def _left(tagger: Tagger, index: int) -> int:
+def _left(tagged: Reading, index: int) -> int:
     """The word before, adverbs left out."""
     index -= 1
-    while tagger.tag(index) == "R":
+    while tagged.tag(index) == "R":
         index -= 1
     return index
 
 
-def _number(tagger: Tagger, verb: int) -> bool | None:
+def _number(tagged: Reading, verb: int) -> bool | None:
     """Whether a verb asks for a plural; None where it does not say."""
-    text = tagger.text(verb)
+    text = tagged.text(verb)
     if text in _PLURAL_BE or text in {"have", "look", "seem", "appear", "turn", "become", "remain", "do"}:
         return True
     return False if text in _SINGULAR_BE or text.endswith("s") else None
 
 
-def _relative(tagger: Tagger, verb: int) -> int | None:
+def _relative(tagged: Reading, verb: int) -> int | None:
     """Number of the relative pronoun right before a verb."""
-    pronoun = contracted(tagger.text(verb))
-    index = verb if pronoun is not None else _left(tagger, verb)
-    text = pronoun or tagger.text(index)
+    pronoun = contracted(tagged.text(verb))
+    index = verb if pronoun is not None else _left(tagged, verb)
+    text = pronoun or tagged.text(index)
     return index if text in {"that", "which", "who"} else None
 
 
-def _antecedent(tagger: Tagger, before: Sequence[Phrase], *, plural: bool | None) -> tuple[int, ...]:
+def _antecedent(tagged: Reading, before: Sequence[Phrase], *, plural: bool | None) -> tuple[int, ...]:
     """The nearest phrase whose number fits, among those in a row with it; all that are joined for a plural."""
     if not before:
         return ()
     nearest, chain = before[-1], [before[-1]]
     for phrase in reversed(before[:-1]):
-        if not _linked(tagger, phrase, chain[-1]):
+        if not _linked(tagged, phrase, chain[-1]):
             break
         chain.append(phrase)
-    if plural is None or _is_plural(tagger, nearest) == plural:
+    if plural is None or _is_plural(tagged, nearest) == plural:
         return (nearest.head,)
-    if plural and len(chain) > 1 and _joined(tagger, chain[1], nearest):
-        return tuple(phrase.head for phrase in reversed(_coordination(tagger, chain)))
-    fitting = [phrase for phrase in chain if _is_plural(tagger, phrase) == plural]
+    if plural and len(chain) > 1 and _joined(tagged, chain[1], nearest):
+        return tuple(phrase.head for phrase in reversed(_coordination(tagged, chain)))
+    fitting = [phrase for phrase in chain if _is_plural(tagged, phrase) == plural]
     return ((fitting[0] if fitting else nearest).head,)
 
 
-def _subject(tagger: Tagger, inside: Sequence[Phrase], *, plural: bool | None) -> tuple[int, ...]:
+def _subject(tagged: Reading, inside: Sequence[Phrase], *, plural: bool | None) -> tuple[int, ...]:
     """The first phrase of a clause that no preposition governs, with those that are joined to it for a plural."""
-    free = [k for k, phrase in enumerate(inside) if not _is_governed(tagger, phrase)]
+    free = [k for k, phrase in enumerate(inside) if not _is_governed(tagged, phrase)]
     if not free:
         return ()
     first = inside[free[0]]
+    if (
+        tagged.text(first.head) in tagged.lexicon.colour_words
+        and tagged.text(first.end) == "of"
+        and inside[-1] is not first
+    ):
+        # "the colour of the car is red": it is the car that is.
+        first = inside[free[0] + 1]
+        return (first.head,)
     if plural is False:
         return (first.head,)
     joined = [
-        phrase for k, phrase in enumerate(inside) if k in free and (phrase is first or _is_joined(tagger, phrase))
+        phrase for k, phrase in enumerate(inside) if k in free and (phrase is first or _is_joined(tagged, phrase))
     ]
     return tuple(phrase.head for phrase in joined)
 
 
-def _clause(tagger: Tagger, verb: int, *, plural: bool | None) -> tuple[int, int]:
+def _clause(tagged: Reading, verb: int, *, plural: bool | None) -> tuple[int, int]:
     """The words that may hold the subject of a verb: back to the last clause, over relative clauses."""
     stop = verb
-    if tagger.text(verb - 1) == ",":
-        opening = next((k for k in range(verb - 2, -1, -1) if tagger.text(k) == ","), None)
+    if tagged.text(verb - 1) == ",":
+        opening = next((k for k in range(verb - 2, -1, -1) if tagged.text(k) == ","), None)
         stop = verb if opening is None else opening
     index = stop
     while index > 0:
-        text = tagger.text(index - 1)
-        if tagger.is_finite(index - 1):
-            relative = _relative_of(tagger, index - 1)
+        text = tagged.text(index - 1)
+        if tagged.is_finite(index - 1):
+            relative = _relative_of(tagged, index - 1)
+            if relative is None and index == verb:
+                relative = _contact(tagged, index - 1)
             if relative is None:
                 break
             index = stop = relative
@@ -195,50 +220,57 @@ def _clause(tagger: Tagger, verb: int, *, plural: bool | None) -> tuple[int, int
     return index, stop
 
 
-def _relative_of(tagger: Tagger, verb: int) -> int | None:
+def _relative_of(tagged: Reading, verb: int) -> int | None:
     """Number of the relative pronoun that opens the clause of a finite verb: "that (the man) wears"."""
-    index = _left(tagger, verb)
-    while tagger.tag(index) in {"D", "A", "N", "G", "R"} or (tagger.is_pronoun(index) and not _opens(tagger, index)):
+    index = _left(tagged, verb)
+    while tagged.tag(index) in {"D", "A", "N", "G", "R"} or (tagged.is_pronoun(index) and not _opens(tagged, index)):
         index -= 1
-    if not _opens(tagger, index):
+    if not _opens(tagged, index):
         return None
-    return index - 1 if tagger.text(index - 1) == "," else index
+    return index - 1 if tagged.text(index - 1) == "," else index
 
 
-def _opens(tagger: Tagger, index: int) -> bool:
+def _contact(tagged: Reading, verb: int) -> int | None:
+    """Where a relative clause without a pronoun begins: "the shirt (he wears) is striped"."""
+    subject = _left(tagged, verb)
+    start = subject if tagged.is_pronoun(subject) else tagged.phrase_start(subject + 1)
+    return start if start < verb and tagged.tag(start - 1) == "N" else None
+
+
+def _opens(tagged: Reading, index: int) -> bool:
     """Whether a pronoun opens a relative clause."""
-    text = tagger.text(index)
-    return text in {"which", "who", "whom"} or (text == "that" and tagger.tag(index - 1) in {"N", "A", "P"})
+    text = tagged.text(index)
+    return text in {"which", "who", "whom"} or (text == "that" and tagged.tag(index - 1) in {"N", "A", "P"})
 
 
-def _is_governed(tagger: Tagger, phrase: Phrase) -> bool:
+def _is_governed(tagged: Reading, phrase: Phrase) -> bool:
     """Whether a phrase is the object of a preposition or a verb."""
     before = phrase.whole - 1
-    return tagger.tag(before) == "V" or (tagger.tag(before) == "I" and tagger.linking[before])
+    return tagged.tag(before) == "V" or (tagged.tag(before) == "I" and tagged.linking[before])
 
 
-def _linked(tagger: Tagger, first: Phrase, second: Phrase) -> bool:
+def _linked(tagged: Reading, first: Phrase, second: Phrase) -> bool:
     between = range(first.end, second.whole)
-    return bool(between) and all(tagger.linking[k] or tagger.tag(k) == "C" for k in between)
+    return bool(between) and all(tagged.linking[k] or tagged.tag(k) == "C" for k in between)
 
 
-def _joined(tagger: Tagger, first: Phrase, second: Phrase) -> bool:
+def _joined(tagged: Reading, first: Phrase, second: Phrase) -> bool:
     between = range(first.end, second.whole)
-    return bool(between) and all(tagger.tag(k) == "C" or tagger.text(k) == "," for k in between)
+    return bool(between) and all(tagged.tag(k) == "C" or tagged.text(k) == "," for k in between)
 
 
-def _is_joined(tagger: Tagger, phrase: Phrase) -> bool:
-    return tagger.tag(phrase.whole - 1) == "C" or tagger.text(phrase.whole - 1) == ","
+def _is_joined(tagged: Reading, phrase: Phrase) -> bool:
+    return tagged.tag(phrase.whole - 1) == "C" or tagged.text(phrase.whole - 1) == ","
 
 
-def _coordination(tagger: Tagger, chain: Sequence[Phrase]) -> list[Phrase]:
+def _coordination(tagged: Reading, chain: Sequence[Phrase]) -> list[Phrase]:
     members = [chain[0]]
     for phrase in chain[1:]:
-        if not _joined(tagger, phrase, members[-1]):
+        if not _joined(tagged, phrase, members[-1]):
             break
         members.append(phrase)
     return members
 
 
-def _is_plural(tagger: Tagger, phrase: Phrase) -> bool:
-    return tagger.lexicon.is_plural(tagger.text(phrase.head))
+def _is_plural(tagged: Reading, phrase: Phrase) -> bool:
+    return tagged.lexicon.is_plural(tagged.text(phrase.head))

@@ -12,7 +12,7 @@ from .constituents import constituents
 from .lexicon import lexicon
 from .phrases import noun_phrases
 from .predicates import predicates, subjects
-from .tagging import Tagger, tokenise
+from .tagging import tag_words, tokenise
 from .words import Binding, Syntax, Word
 
 __all__ = ["RuleParser", "is_english"]
@@ -30,16 +30,16 @@ class RuleParser:
         words = tokenise(prompt)
         if not is_english(words):
             return Syntax(prompt, words)
-        tagger = Tagger(words)
-        said = predicates(tagger)
+        tagged = tag_words(words)
+        said = predicates(tagged)
         taken = {index for predicate in said for index in predicate.adjectives}
-        phrases = noun_phrases(tagger, taken)
+        phrases = noun_phrases(tagged, taken)
         pairs = {(attribute, phrase.head) for phrase in phrases for attribute in phrase.attributes}
         for predicate in said:
-            heads = () if predicate.denied else subjects(tagger, phrases, predicate)
+            heads = () if predicate.denied else subjects(tagged, phrases, predicate)
             pairs |= {(attribute, head) for attribute in predicate.adjectives for head in heads}
         bindings = tuple(Binding(attribute, head) for attribute, head in sorted(pairs))
-        return Syntax(prompt, words, bindings, constituents(prompt, words, phrases, tagger.linking))
+        return Syntax(prompt, words, bindings, constituents(prompt, words, phrases, tagged.linking))
 
 
 def is_english(words: Sequence[Word]) -> bool:

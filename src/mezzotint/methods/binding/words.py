@@ -6,7 +6,7 @@ Everything is told in characters of the prompt, so that no tokenizer has to be k
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 __all__ = ["Binding", "Constituent", "Parser", "Syntax", "Word"]
 
@@ -73,6 +73,7 @@ class Syntax:
     constituents: tuple[Constituent, ...] = ()
 
 
+@runtime_checkable
 class Parser(Protocol):
     """Anything that finds the structure of a prompt."""
 
