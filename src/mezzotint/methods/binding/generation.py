@@ -137,8 +137,8 @@ ARMS: dict[str, Arm] = {
     "SynGen": lambda pipe, texts, _: syngen(pipe, texts),
 }
 ABLATIONS: dict[str, Arm] = {
-    "DisCLIP-leaf": partial(_disclip, disclip="leaf"),
-    "DisCLIP-avg": partial(_disclip, disclip="avg"),
+    "DisCLIP-leaf": partial(_disclip, disclip="disclip-leaf"),
+    "DisCLIP-avg": partial(_disclip, disclip="disclip-avg"),
     "DisCLIP, no abstraction": partial(_disclip, parser=whole_top),
     "FCA, tau 0.3": partial(_focused, tau=0.3),
     "FCA, tau 0.9": partial(_focused, tau=0.9),
