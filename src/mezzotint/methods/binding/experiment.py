@@ -128,12 +128,12 @@ def _pictures(trial: Experiment, pipe: Any, judges: Judges, seeds: Sequence[int]
     ceiling = "; below 3 % there is hardly anything to gain" if error < _CEILING else ""
     trial.note(f"{told}{ceiling}.")
     asked = [(seed, generation.prompts_of(size.prompts, objects, seed=seed)) for seed in seeds]
-    generation.judged(trial, pipe, judges, asked, size, arms=generation.ARMS, group=MAIN)
+    generation.judged(trial, pipe, judges, asked=asked, size=size, arms=generation.ARMS, group=MAIN)
     if size.ablated:
         some = [(seed, generation.prompts_of(size.ablated, objects, seed=seed)) for seed in seeds]
         plain = {name: generation.ARMS[name] for name in ("stock", "FCA", "DisCLIP")}
         arms = plain | generation.ABLATIONS
-        generation.judged(trial, pipe, judges, some, replace(size, shown=0), arms=arms, group=ABLATED)
+        generation.judged(trial, pipe, judges, asked=some, size=replace(size, shown=0), arms=arms, group=ABLATED)
 
 
 def _claims(trial: Experiment, trusted: bool) -> None:

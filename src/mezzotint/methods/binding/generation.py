@@ -6,10 +6,11 @@ All arms of a seed start from the same noise. An arm is a context in which the p
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count, islice, pairwise
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from mezzotint.metrics.scene_accuracy import WantedObject
 from mezzotint.worlds.scenes.captions import Caption, caption
 from mezzotint.worlds.scenes.graph import graph
 from mezzotint.worlds.scenes.sampling import Split, sample
+from mezzotint.worlds.scenes.scene import Scene
 
 from . import focus
 from .attend_and_excite import attend_and_excite
@@ -34,6 +36,7 @@ from .words import Constituent, Syntax
 
 __all__ = ["ABLATIONS", "ARMS", "Prompts", "Size", "base_error", "judged", "made", "prompts_of", "whole_top"]
 
+_AT_ONCE = 64
 Arm = Callable[[Any, list[str], "Prompts"], AbstractContextManager[Any]]
 
 
@@ -73,28 +76,31 @@ class Prompts:
 
 
 def prompts_of(
-    count: int, objects: tuple[int, int], *, seed: int, splits: Sequence[Split] = ("test", "held_out")
+    number: int, objects: tuple[int, int], *, seed: int, splits: Sequence[Split] = ("test", "held_out")
 ) -> Prompts:
     """Captions of scenes in which no noun and no colour occurs twice, in equal parts of the splits.
 
     Args:
-        count: how many.
+        number: how many.
         objects: smallest and largest number of objects, 2 or 3.
         seed: of scenes and captions.
         splits: of the scenes; every object of "held_out" is a pair of shape and colour that training never showed.
     """
-    told: list[Caption] = []
-    wanted: list[tuple[WantedObject, ...]] = []
-    for number, split in enumerate(splits):
-        last, first = count * (number + 1) // len(splits), 0
-        while len(told) < last:
-            for scene in sample(count, seed=seed, split=split, first=first, objects=objects):
-                if len(told) < last and _different(scene.objects):
-                    said = caption(scene, "plain", seed=len(told))
-                    told.append(said)
-                    wanted.append(tuple(graph(scene).wanted(said)))
-            first += count
-    return Prompts(tuple(told), tuple(wanted))
+    ends = [number * k // len(splits) for k in range(len(splits) + 1)]
+    found = [
+        scene
+        for split, (start, end) in zip(splits, pairwise(ends), strict=True)
+        for scene in islice(_scenes(split, objects, seed=seed), end - start)
+    ]
+    told = tuple(caption(scene, "plain", seed=k) for k, scene in enumerate(found))
+    wanted = tuple(tuple(graph(scene).wanted(said)) for scene, said in zip(found, told, strict=True))
+    return Prompts(told, wanted)
+
+
+def _scenes(split: Split, objects: tuple[int, int], *, seed: int) -> Iterator[Scene]:
+    """Endless scenes of a split in which no shape and no colour occurs twice."""
+    for first in count(0, _AT_ONCE):
+        yield from filter(_different, sample(_AT_ONCE, seed=seed, split=split, first=first, objects=objects))
 
 
 def whole_top(prompt: str) -> Syntax:
@@ -191,9 +197,9 @@ def judged(
     trial: Experiment,
     pipe: Any,
     judges: Judges,
+    *,
     asked: Sequence[tuple[int, Prompts]],
     size: Size,
-    *,
     arms: Mapping[str, Arm],
     group: str,
 ) -> None:
@@ -251,5 +257,6 @@ def _show(
         trial.sample(arm, text, pictures[k], right=bool(found["right"][k]))
 
 
-def _different(items: Sequence[Any]) -> bool:
+def _different(scene: Scene) -> bool:
+    items = scene.objects
     return len({item.shape for item in items}) == len({item.colour for item in items}) == len(items)

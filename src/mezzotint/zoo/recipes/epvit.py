@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mezzotint.files import atomic_folder, write_safetensors
 from mezzotint.metrics.edge_prediction import NOUNS, WORDS, EPViT, Graphs
 from mezzotint.metrics.parser import ATTRIBUTES
-from mezzotint.training import Config, Step, fit
+from mezzotint.training import Step, fit
 from mezzotint.worlds.scenes.captions import Style, caption
 from mezzotint.worlds.scenes.sampling import sample
 from mezzotint.zoo.recipes import _words, scene_parser
@@ -37,20 +37,8 @@ _KEPT, _ADDED, _KIND = 0.85, 0.2, 0.7
 _HELD_OUT = 512
 _GRID, _REACH, _PATCH_WEIGHT = scene_parser.SIZE // PATCH, 0.8, 0.2
 
-CONFIG = Config(
-    steps=3000,
-    batch_size=32,
-    optimiser="muon",
-    learning_rate=1.5e-3,
-    weight_decay=0.05,
-    schedule="cosine",
-    warmup=100,
-    final=0.02,
-    precision="bfloat16",
-    ema=0.998,
-    checkpoint_every=100,
-    held_out_every=500,
-    log_every=50,
+CONFIG = dataclasses.replace(
+    scene_parser.CONFIG, steps=3000, weight_decay=0.05, checkpoint_every=100, held_out_every=500, log_every=50
 )
 
 
