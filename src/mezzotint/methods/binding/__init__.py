@@ -43,8 +43,13 @@ CARD = Card(
         "Grids that do not divide the size of the averaged maps are pooled adaptively.",
         "online_signed (max(s, 0) instead of |s|), oracle masks, steps and a mask value of -inf are ours.",
         "In the first pass the caller's callbacks are not called, so it is the run without them.",
-        "A built-in English parser with a lexicon takes the place of LAL-Parser, which needs XLNet's weights.",
-        "SDXL: both text encoders are disentangled, pooled embeddings stay those of the full prompt.",
+        "Free prompts are parsed by built-in rules and a lexicon instead of the LAL-Parser: no model, no download.",
+        "Colours and materials are attributes also where taggers call them nouns; quantifiers ('several') are none.",
+        "Adjectives behind a copula are bound; every adjective of a noun phrase describes its noun.",
+        "In constituents compounds are abstracted to their last noun; any preposition, 'and' or 'or' links phrases.",
+        "DisCLIP encodes constituents in one padded batch; the encoder is causal, so the result is the same.",
+        "SDXL: both encoders are disentangled, the pooled vector is the full prompt's. T5 and class labels are refused.",
+        "StructureDiffusion averages value tokens instead of values, which is the same since W_v is affine.",
         "Attend-and-Excite: refinement steps are fractions of the trajectory (0, 0.2, 0.4: steps 0, 10, 20 of 50).",
         "Attend-and-Excite and SynGen: the attention grid nearest to 16x16 cells plays the role of 16x16.",
         "Attend-and-Excite: a noun of several tokens has the mean of their maps.",
@@ -87,7 +92,7 @@ def focus(
         tau: a position is kept where the noun's map, scaled to 1, is above it; in [0, 1).
         masks: for mode oracle, from a head (word or word index) to a mask [height, width] or a box (left, top, right,
             bottom) in 0..1; or a tensor [bindings, height, width]; for several prompts a list of these.
-        disclip: also embed the prompt's phrases one by one: True or disclip, leaf, avg.
+        disclip: also embed the prompt's phrases one by one: True or disclip, disclip-leaf, disclip-avg.
         mask_uncond: mask the unconditional half as well.
         min_keep: an attribute is left alone at a layer where fewer positions than this remain.
         steps: part of the trajectory in which masks act, as fractions of the scheduler's steps.

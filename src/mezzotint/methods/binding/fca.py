@@ -31,7 +31,8 @@ class FocusedAttention:
         links: one row a prompt.
         options: how to mask.
         report: is told what was kept.
-        schedule: position of a timestep in the trajectory, (index, length); needed where `options.steps` is a part.
+        schedule: position of a timestep in the trajectory, (index, length), None for a timestep that is not in it;
+            needed where `options.steps` is a part.
         maps: focus maps of mode oracle, one a binding, [prompts or pictures, bindings, height, width].
     """
 
@@ -41,7 +42,7 @@ class FocusedAttention:
         options: Options,
         report: BindingReport,
         *,
-        schedule: Callable[[float], tuple[int, int]] | None = None,
+        schedule: Callable[[float], tuple[int, int] | None] | None = None,
         maps: Float[Tensor, "pictures bindings height width"] | None = None,
     ) -> None:
         self.links, self.options, self.report, self.schedule = links, options, report, schedule
@@ -49,6 +50,7 @@ class FocusedAttention:
         self.recorder = MapRecorder(self.heads)
         self.recording, self.masking = False, options.mode != "averaged"
         self._maps = maps
+        self._unknown: float | None = None
         self._cache: dict[Hashable, Any] = {}
 
     def edits(self) -> tuple[Edit, ...]:
@@ -93,11 +95,15 @@ class FocusedAttention:
     def _masks(self, moment: Moment) -> bool:
         if not self.masking or self.options.steps == (0.0, 1.0) or self.schedule is None:
             return self.masking
-        index, length = self.schedule(moment.timestep or 0.0)
-        return self.options.steps[0] <= index / length < self.options.steps[1]
+        # Also asked between passes, of the moment of the last one; a pass of an unknown timestep is refused in `_bias`.
+        found = None if moment.timestep is None else self.schedule(moment.timestep)
+        self._unknown = moment.timestep if found is None else None
+        return found is None or self.options.steps[0] <= found[0] / found[1] < self.options.steps[1]
 
     def _bias(self, call: Call, query: Tensor, key: Tensor) -> Tensor | None:
         """The mask of one layer in one pass."""
+        if self._unknown is not None:
+            raise ValueError(f"the model was called at timestep {self._unknown}, which the scheduler has not set")
         if self.options.mode.startswith("online"):
             return self._online(call, query.detach(), key.detach())
         place = call.site.name, call.branch, call.grid, len(query), key.shape[2], query.dtype, query.device
@@ -119,7 +125,7 @@ class FocusedAttention:
             self._cache[found] = bias, *_account(focus, lost, links, self.options.tau)
         bias, fractions, lost = self._cache[found]
         if call.branch == "cond":
-            self.report.note(call.site.name, grid, None, fractions, lost)
+            self.report.note(call.site.name, grid, None, fractions=fractions, unmasked=lost)
         return bias
 
     def _sources(self, links: Links, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -143,8 +149,8 @@ class FocusedAttention:
             focus = focus_of_logits(query_, key_, links.groups @ links.heads, scale=scale, signed=signed)
             open_, lost = opened(focus, links.owners, options.tau, min_keep=options.min_keep)
         if call.branch == "cond" and call.grid is not None:
-            step = call.moment.step
-            self.report.note(call.site.name, call.grid, step, *_account(focus, lost, links, options.tau))
+            fractions, unmasked = _account(focus, lost, links, options.tau)
+            self.report.note(call.site.name, call.grid, call.moment.step, fractions=fractions, unmasked=unmasked)
         return additive(open_, options.mask_value, query.dtype)
 
     def _links(self, rows: int, keys: int, device: torch.device) -> Links:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from mezzotint.attention import Installation, backbone, install, sites
-from mezzotint.diffusion import Condition
 
-from .disclip import disentangled
+from .disclip import conditioning, overflow
 from .fca import FocusedAttention
 from .masks import Links, link, stacked
 from .options import Options
@@ -42,8 +42,10 @@ def focused(
     require_text_attention(pipe)
     parsed = syntaxes(prompts, bindings, parser)
     report = BindingReport(options.mode, options.tau, tuple(bound(pipe, syntax) for syntax in parsed))
+    if disclip is not None:
+        report.left_out = tuple(tuple(each.text for each in row) for row in overflow(pipe, list(prompts), parsed))
     links = stacked([_links(each, options) for each in report.prompts])
-    embeds = None if disclip is None else _embeds(pipe, prompts, parsed, disclip)
+    embeds = None if disclip is None else conditioning(pipe, list(prompts), parsed, variant=disclip)
     attention = None
     if links.bindings or options.mode == "online_strict":
         given = given_maps(masks, report.prompts, links.bindings) if options.mode == "oracle" else None
@@ -57,19 +59,15 @@ def focused(
         yield report
 
 
+@dataclass(frozen=True)
 class _Run:
     """What a call of the pipeline does inside the context."""
 
-    def __init__(
-        self,
-        pipe: Any,
-        prompts: tuple[str, ...],
-        embeds: dict[str, Any] | None,
-        attention: FocusedAttention | None,
-        installation: Installation | None,
-    ) -> None:
-        self.pipe, self.prompts, self.embeds = pipe, prompts, embeds
-        self.attention, self.installation = attention, installation
+    pipe: Any
+    prompts: tuple[str, ...]
+    embeds: dict[str, Any] | None
+    attention: FocusedAttention | None
+    installation: Installation | None
 
     def __call__(self, call: Call, arguments: dict[str, Any]) -> Any:
         _require_prompts(arguments, self.prompts)
@@ -80,9 +78,9 @@ class _Run:
             return call(**arguments)
         attention.begin()
         with installation.passing("cond") if unguided(self.pipe, arguments) else nullcontext():
-            if attention.options.mode == "averaged":
-                self._record(attention, installation, call, arguments)
             try:
+                if attention.options.mode == "averaged":
+                    self._record(attention, installation, call, arguments)
                 return call(**arguments)
             finally:
                 attention.rest()
@@ -113,7 +111,7 @@ def bound(pipe: Any, syntax: Syntax) -> Bound:
     """
     text = _as_read(pipe, syntax)
     tokenizers = [each for each in (getattr(pipe, name, None) for name in ("tokenizer", "tokenizer_2")) if each]
-    spans = [token_indices(tokenizer, text) for tokenizer in tokenizers]
+    spans = [token_indices(tokenizer, text, length=_window(pipe)) for tokenizer in tokenizers]
     if any(each != spans[0] for each in spans):
         raise ValueError(f"the two tokenizers of the pipeline cut {syntax.prompt!r} differently: it cannot be bound")
     pairs = tuple(dict.fromkeys((binding.attribute, binding.head) for binding in syntax.bindings))
@@ -157,15 +155,6 @@ def _as_read(pipe: Any, syntax: Syntax) -> Syntax:
     return replace(syntax, prompt=lowered, words=words)
 
 
-def _embeds(pipe: Any, prompts: Sequence[str], parsed: list[Syntax], variant: str) -> dict[str, Any]:
-    """Disentangled embeddings, and the other arguments that a pipeline wants beside embeddings."""
-    embeds: dict[str, Any] = {"prompt_embeds": disentangled(pipe, list(prompts), parsed, variant=variant)}
-    if getattr(pipe, "text_encoder_2", None) is not None:
-        added = Condition.from_prompt(pipe, list(prompts))[0].added_cond_kwargs or {}
-        embeds["pooled_prompt_embeds"] = added["text_embeds"]
-    return embeds
-
-
 def _swapped(arguments: dict[str, Any], embeds: dict[str, Any]) -> dict[str, Any]:
     for name in ("prompt_embeds", "clip_skip"):
         if arguments.get(name) is not None:
@@ -201,5 +190,12 @@ def _can_clean() -> bool:
     return bool(is_bs4_available() and is_ftfy_available())
 
 
-def _position(pipe: Any, timestep: float) -> tuple[int, int]:
+def _window(pipe: Any) -> int | None:
+    """Tokens of a text that the pipeline reads, where it is not its tokenizer that says so (PixArt)."""
+    encode = getattr(type(pipe), "encode_prompt", None)
+    parameter = None if encode is None else inspect.signature(encode).parameters.get("max_sequence_length")
+    return None if parameter is None else parameter.default
+
+
+def _position(pipe: Any, timestep: float) -> tuple[int, int] | None:
     return position(pipe.scheduler, timestep)

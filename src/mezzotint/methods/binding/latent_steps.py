@@ -126,7 +126,8 @@ class Moved:
         with ExitStack() as stack:
             stack.enter_context(replaced(self.pipe.scheduler, "scale_model_input", self._see))
             stack.enter_context(replaced(self.pipe.scheduler, "step", self._start_moved))
-            hook = self.model.register_forward_pre_hook(self._before, with_kwargs=True)
+            # First, so that edits are chosen for the pass itself after the gradient passes inside this hook.
+            hook = self.model.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True)
             stack.callback(hook.remove)
             yield
 
@@ -172,11 +173,13 @@ class Moved:
             return self.recorder.average()
 
         self.recorder.grid = self.grid or grid_like_16(self.model, (latents.shape[-2], latents.shape[-1]))
-        index, length = position(self.pipe.scheduler, float(_first(timestep)))
+        found = position(self.pipe.scheduler, float(_first(timestep)))
+        if found is None:
+            raise ValueError(f"the model was called at timestep {_first(timestep)}, which the scheduler has not set")
         self.probing = True
         try:
             with self.installation.passing("cond"):
-                return self.rule(latents, Progress(index, length), maps_of).detach()
+                return self.rule(latents, Progress(*found), maps_of).detach()
         finally:
             self.probing = False
             self.recorder.reset()

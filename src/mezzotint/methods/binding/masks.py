@@ -84,8 +84,8 @@ class Links:
         more = tokens - self.owners.shape[2], bindings - self.bindings
         if min(more) < 0:
             raise ValueError(
-                f"the bindings use {self.owners.shape[2]} text tokens, but the layer attends to {tokens}: the prompt is "
-                "longer than the text the model is given"
+                f"the bindings use {self.owners.shape[2]} text tokens, but the layer attends to {tokens}: "
+                "the prompt is longer than the text the model is given"
             )
         owners, heads = (F.pad(part, (0, more[0], 0, more[1])) for part in (self.owners, self.heads))
         return Links(owners, heads, F.pad(self.groups, (0, more[1], 0, more[1])))

@@ -10,7 +10,7 @@ __all__ = ["Mode", "Options", "Several", "Variant"]
 
 Mode = Literal["averaged", "online", "online_signed", "online_strict", "oracle"]
 Several = Literal["union", "sum"]
-Variant = Literal["disclip", "leaf", "avg"]
+Variant = Literal["disclip", "disclip-leaf", "disclip-avg"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,17 +102,21 @@ def _drawn(mask: Any, size: tuple[int, int]) -> Tensor:
 def _size(each: Sequence[Any]) -> tuple[int, int]:
     """The one size of all masks."""
     found = set()
-    for given in each:
-        for mask in given.values() if isinstance(given, Mapping) else [given]:
-            if isinstance(mask, Tensor):
-                if mask.ndim != (2 if isinstance(given, Mapping) else 3):
-                    raise ValueError(f"a mask has two dimensions, height and width; got shape {tuple(mask.shape)}")
-                found.add((int(mask.shape[-2]), int(mask.shape[-1])))
-            elif len(mask) != 4:
-                raise ValueError(f"a mask is a tensor or a box of four numbers, got {mask!r}")
+    for mask, dims in ((mask, dims) for given in each for mask, dims in _entries(given)):
+        if isinstance(mask, Tensor) and mask.ndim == dims:
+            found.add((int(mask.shape[-2]), int(mask.shape[-1])))
+        elif isinstance(mask, Tensor):
+            raise ValueError(f"a mask has two dimensions, height and width; got shape {tuple(mask.shape)}")
+        elif len(mask) != 4:
+            raise ValueError(f"a mask is a tensor or a box of four numbers, got {mask!r}")
     if len(found) > 1:
         raise ValueError(f"masks must have one size, got {sorted(found)}")
     return found.pop() if found else (BOX_SIDE, BOX_SIDE)
+
+
+def _entries(given: Any) -> list[tuple[Any, int]]:
+    """Masks of a prompt, each with the number of dimensions it should have."""
+    return [(mask, 2) for mask in given.values()] if isinstance(given, Mapping) else [(given, 3)]
 
 
 def _checked(maps: Tensor) -> Tensor:

@@ -82,22 +82,17 @@ def same_noise(generator: Any, device: torch.device) -> Iterator[None]:
         yield
 
 
-def position(scheduler: Any, timestep: float) -> tuple[int, int]:
-    """Which step of the scheduler's trajectory a timestep is, and how many steps that has.
+def position(scheduler: Any, timestep: float) -> tuple[int, int] | None:
+    """Which step of the scheduler's trajectory a timestep is, and how many steps that has; None if it is none of them.
 
     Repeated timesteps (second-order solvers) are one step; img2img starts later than at 0.
 
     Args:
         scheduler: with its timesteps set.
         timestep: of a model call.
-
-    Raises:
-        ValueError: the scheduler has no such timestep.
     """
     distinct: Sequence[float] = list(dict.fromkeys(scheduler.timesteps.tolist()))
-    if timestep not in distinct:
-        raise ValueError(f"the model was called at timestep {timestep}, which {type(scheduler).__name__} has not set")
-    return distinct.index(timestep), len(distinct)
+    return (distinct.index(timestep), len(distinct)) if timestep in distinct else None
 
 
 def unguided(pipe: Any, arguments: dict[str, Any]) -> bool:

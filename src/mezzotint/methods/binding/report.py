@@ -71,11 +71,13 @@ class BindingReport:
         mode: how focus maps were made.
         tau: their threshold.
         prompts: what was bound.
+        left_out: of each prompt, the constituents that DisCLIP has no place for behind the end token.
     """
 
     mode: str
     tau: float
     prompts: tuple[Bound, ...]
+    left_out: tuple[tuple[str, ...], ...] = ()
     _seen: dict[tuple[str, tuple[int, int], int | None], tuple[Any, Any]] = field(default_factory=dict, repr=False)
 
     @property
@@ -93,7 +95,7 @@ class BindingReport:
         """Number of bindings that act; 0 means that the pictures are the plain pipeline's."""
         return sum(len(bound.acting) for bound in self.prompts)
 
-    def note(self, layer: str, grid: tuple[int, int], step: int | None, fractions: Any, unmasked: Any) -> None:
+    def note(self, layer: str, grid: tuple[int, int], step: int | None, *, fractions: Any, unmasked: Any) -> None:
         """Keep tensors [pictures, bindings]; they are read only when the report is, so a device need not wait."""
         self._seen[layer, grid, step] = fractions, unmasked
 
@@ -109,6 +111,7 @@ class BindingReport:
             "prompts": [
                 asdict(bound) | {"pairs": [bound.names(i) for i in range(len(bound.acting))]} for bound in self.prompts
             ],
+            "left_out": self.left_out,
             "unmasked": self.unmasked,
             "kept": [asdict(entry) for entry in self.kept],
         }
@@ -129,6 +132,7 @@ class BindingReport:
             outside = len(bound.bindings) - len(pairs)
             lines += [f"  {outside} more outside the text that the model sees"] if outside else []
             lines += [] if bound.bindings else ["  nothing to bind"]
+        lines += [f'  no place to embed "{phrase}" alone' for phrases in self.left_out for phrase in phrases]
         return "\n".join([*lines, f"left unmasked {self.unmasked} times"])
 
     def _entries(self) -> Iterator[Kept]:

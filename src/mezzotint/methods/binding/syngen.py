@@ -44,7 +44,7 @@ def pairs_of(prompt: Bound) -> tuple[Pair, ...]:
         attribute, head = prompt.bindings[number]
         phrase = {head} | {one for one, other in prompt.bindings if other == head}
         inside = {token for word in phrase for token in prompt.tokens[word]}
-        outside = tuple(sorted({token for span in prompt.tokens for token in span} - inside))
+        outside = tuple(sorted(_word_tokens(prompt) - inside))
         pairs.append(Pair(prompt.tokens[head], prompt.tokens[attribute], outside))
     return tuple(pairs)
 
@@ -130,6 +130,12 @@ def syngen(
     pairs = [found for found in each for _ in range(images)]
     with stepping(pipe, prompts, separate(pairs, scale=scale, part=part), grid=grid):
         yield
+
+
+def _word_tokens(prompt: Bound) -> set[int]:
+    """Tokens of words; punctuation marks are none."""
+    named = zip(prompt.words, prompt.tokens, strict=True)
+    return {token for word, span in named if any(letter.isalnum() for letter in word) for token in span}
 
 
 def _normalised(cells: Tensor) -> Tensor:
