@@ -16,8 +16,11 @@ from torch import Tensor
 from mezzotint.files import read_json
 from mezzotint.loading import load, zoo_path
 from mezzotint.metrics.bootstrap import mean_interval
+from mezzotint.metrics.edge_prediction import EPViT
 from mezzotint.metrics.parser import SceneParser
-from mezzotint.zoo import measure
+from mezzotint.metrics.ranking import auc_interval
+from mezzotint.metrics.text_similarity import TextSimilarity
+from mezzotint.zoo import measure, swaps
 from mezzotint.zoo.cards import write_card
 from mezzotint.zoo.recipes import _autoencoder, scenes_dit
 from mezzotint.zoo.recipes.scenes import rendered
@@ -56,6 +59,30 @@ def parser_card(training: dict[str, str], *, count: int) -> None:
     measured = {f"{name} right": f"{100 * metrics[name]:.2f} %" for name in names}
     facts = facts_of("scene-parser", training, measured, pictures=error.pictures, objects=error.objects)
     write_card(zoo_path("scene-parser"), facts, metrics=metrics)
+
+
+def epvit_card(training: dict[str, str], *, count: int) -> None:
+    """Card of `epvit`: true against swapped statements about renders of the test split."""
+    judge, similarity = EPViT.load(), TextSimilarity.load()
+    metrics: dict[str, Any] = {}
+    for name, pairs in {
+        **{kind: swaps.swaps(count, kind) for kind in swaps.KINDS},
+        "colour, held-out combinations": swaps.swaps(count // 2, split="held_out", combined="held_out"),
+    }.items():
+        scores = {"epvit": swaps.graph_scores(judge, pairs), "similarity": swaps.similarity_scores(similarity, pairs)}
+        areas = {f"{key}_auc": dataclasses.asdict(auc_interval(*found)) for key, found in scores.items()}
+        metrics[name] = {**areas, "edges_right": share(swaps.edge_accuracy(judge, pairs).tolist())}
+    area = "{estimate:.3f} ({low:.3f} to {high:.3f})"
+    measured = {
+        f"{what}, {name} swapped": text
+        for name, row in metrics.items()
+        for what, text in (
+            ("AUC of EPViT", area.format(**row["epvit_auc"])),
+            ("AUC of the similarity", area.format(**row["similarity_auc"])),
+            ("edges right", told(row["edges_right"])),
+        )
+    }
+    write_card(zoo_path("epvit"), facts_of("epvit", training, measured, pictures=count), metrics=metrics)
 
 
 def scenes_card(training: dict[str, str], *, count: int, renders: int) -> None:
@@ -141,9 +168,15 @@ def dit_pictures(
     return torch.cat(made)
 
 
-CARDS: dict[str, Callable[..., None]] = {"scene-parser": parser_card, "scenes": scenes_card, "scenes-dit": dit_card}
+CARDS: dict[str, Callable[..., None]] = {
+    "scene-parser": parser_card,
+    "epvit": epvit_card,
+    "scenes": scenes_card,
+    "scenes-dit": dit_card,
+}
 SIZES: dict[str, dict[str, int]] = {
     "scene-parser": {"count": 2000},
+    "epvit": {"count": 1000},
     "scenes": {"count": 500, "renders": 500},
     "scenes-dit": {"count": 480},
 }

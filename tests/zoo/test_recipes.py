@@ -10,11 +10,15 @@ import torch
 
 import mezzotint
 from mezzotint.loading import zoo_path
+from mezzotint.metrics.edge_prediction import NOUNS, WORDS, EPViT, Graph
 from mezzotint.metrics.parser import ATTRIBUTES, LABELS, peaks, split_logits
+from mezzotint.metrics.scene_accuracy import WantedObject
+from mezzotint.metrics.text_similarity import TextSimilarity
 from mezzotint.training import Config, Step, fit
 from mezzotint.worlds.scenes.captions import caption
 from mezzotint.worlds.scenes.sampling import sample
-from mezzotint.zoo.recipes import _autoencoder, _denoiser, _words, scene_parser, scenes, scenes_dit
+from mezzotint.zoo import swaps
+from mezzotint.zoo.recipes import _autoencoder, _denoiser, _words, epvit, scene_parser, scenes, scenes_dit
 
 QUICK = Config(steps=2, batch_size=4)
 
@@ -104,7 +108,7 @@ def test_the_bound_agrees_with_the_distributions_of_torch() -> None:
 
 
 def test_the_focal_loss_is_least_where_peaks_stand_on_centres() -> None:
-    distance = scene_parser._distances(
+    distance = scene_parser.distances(
         torch.tensor([[[0.5, 0.25], [0.2, 0.8], [0.0, 0.0]]]), torch.tensor([[True, True, False]])
     )
     good = torch.full((1, 32, 32), -8.0)
@@ -207,3 +211,115 @@ def test_the_transformer_goes_on_and_names_its_classes(tmp_path: Path) -> None:
     after = mezzotint.load(out)
     assert after.labels["red cube"] == scenes_dit.CLASSES.index("red cube")
     assert after.get_label_ids(["green cone"]) == [scenes_dit.CLASSES.index("green cone")]
+
+
+def test_the_truth_of_edges_is_that_of_the_objects_that_show() -> None:
+    words = {name: list(values) for name, values in ATTRIBUTES.items()}
+
+    def numbers(*item: str) -> list[int]:
+        return [words[name].index(word) for name, word in zip(words, item, strict=True)]
+
+    objects = [
+        numbers("cube", "red", "small", "matte", "plain"),
+        numbers("cube", "blue", "large", "matte", "striped"),
+        numbers("cone", "green", "small", "shiny", "plain"),
+    ]
+    true = epvit.truth(torch.tensor([objects]), torch.tensor([[True, True, False]]))[0]
+    found = {(NOUNS[o], WORDS[len(NOUNS) + a]) for o, a in torch.nonzero(true).tolist()}
+    assert found == {("cube", word) for word in ("red", "blue", "small", "large", "matte", "plain", "striped")}
+
+
+def test_random_graphs_always_have_objects_and_attributes() -> None:
+    true = torch.zeros(200, len(NOUNS), len(WORDS) - len(NOUNS), dtype=torch.bool)
+    true[:, 2, 3] = True
+    words = epvit.drawn(true, step_of(200))
+    assert bool(words[:, : len(NOUNS)].any(1).all())
+    assert bool(words[:, len(NOUNS) :].any(1).all())
+    assert 0.75 < float(words[:, 2].float().mean()) < 0.95
+    assert 0.1 < float(words[:, 0].float().mean()) < 0.3
+
+
+def test_complete_graphs_have_every_edge_between_chosen_words_and_no_other() -> None:
+    words = torch.zeros(2, len(WORDS), dtype=torch.bool)
+    words[0, [0, 3, 7, 20]] = True
+    words[1, [2, 6]] = True
+    graphs = epvit.complete(words)
+    assert graphs.labels.tolist() == [[0, 3, 7, 20], [2, 6, -1, -1]]
+    for row in range(2):
+        ends = [tuple(graphs.labels[row, pair].tolist()) for pair in graphs.edges[row] if pair[0] >= 0]
+        chosen = torch.nonzero(words[row]).flatten().tolist()
+        nouns = [k for k in chosen if k < len(NOUNS)]
+        assert sorted(ends) == sorted((a, o) for a in chosen if a not in nouns for o in nouns)
+
+
+def test_the_loss_of_edges_weighs_true_swapped_and_other_ones() -> None:
+    true = torch.zeros(1, len(NOUNS), len(WORDS) - len(NOUNS), dtype=torch.bool)
+    true[0, 0, 0] = true[0, 1, 1] = True
+    words = torch.zeros(1, len(WORDS), dtype=torch.bool)
+    words[0, [0, 1, 6, 7, 8]] = True
+    graphs = epvit.complete(words)
+    right = torch.full((1, 6), -9.0)
+    ends = [(int(graphs.labels[0, o]), int(graphs.labels[0, a]) - len(NOUNS)) for a, o in graphs.edges[0].tolist()]
+    right[0, [ends.index((0, 0)), ends.index((1, 1))]] = 9.0
+    best, share = epvit.edge_losses(right, graphs, true)
+    assert float(best) < 1e-3
+    assert float(share) == 1.0
+    swapped = right.clone()
+    swapped[0, [ends.index((1, 0)), ends.index((0, 1))]] = 9.0
+    worse, share = epvit.edge_losses(swapped, graphs, true)
+    torch.testing.assert_close(float(worse), 0.25 * 9.0, rtol=1e-3, atol=0)
+    assert float(share) == 0.0
+    other = right.clone()
+    other[0, ends.index((0, 2))] = 9.0
+    torch.testing.assert_close(float(epvit.edge_losses(other, graphs, true)[0]), 0.125 * 9.0, rtol=1e-3, atol=0)
+
+
+def test_the_judge_and_the_similarity_learn_and_are_read_again(tmp_path: Path) -> None:
+    table, text_table = epvit.data(12), None
+    network = epvit.seeded(epvit.build, 0)
+    tokenizer = _words.build_tokenizer(tmp_path / "words")
+    similarity = epvit.seeded(lambda: epvit.build_similarity(len(tokenizer)), 0)
+    text_table = {**table, "ids": epvit.captions(tokenizer, 12, split="train")}
+    config = dataclasses.replace(QUICK, steps=10, batch_size=12, optimiser="muon", learning_rate=2e-3, log_every=1)
+    names = epvit.seeded(epvit.build_names, 0)
+    both = {"network": network, "names": names}
+    rows = fit(epvit.loss(network, names), both, table, config, progress=False).rows
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    rows = fit(epvit.contrast(similarity), similarity, text_table, config, progress=False).rows
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    epvit.save(network, similarity, tokenizer, tmp_path / "out")
+    pictures, graph = table["picture"][:2] / 255, Graph.of([WantedObject("cube", colour="red")])
+    again = EPViT.load(tmp_path / "out").binding(pictures, [graph] * 2)
+    torch.testing.assert_close(network.eval().binding(pictures, [graph] * 2), again, rtol=0, atol=5e-3)
+    cosine = TextSimilarity.load(tmp_path / "out" / "similarity").cosine(pictures, ["a red cube", "a blue cone"])
+    before = TextSimilarity(similarity.float(), tokenizer).cosine(pictures, ["a red cube", "a blue cone"])
+    torch.testing.assert_close(cosine, before, rtol=0, atol=5e-3)
+
+
+def test_stock_transformers_load_the_encoder_of_the_judge(tmp_path: Path) -> None:
+    from transformers import ViTModel
+    from transformers.utils import logging
+
+    network = epvit.seeded(epvit.build, 0).eval()
+    tokenizer = _words.build_tokenizer(tmp_path / "words")
+    epvit.save(network, epvit.build_similarity(len(tokenizer)), tokenizer, tmp_path / "out")
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    encoder = ViTModel.from_pretrained(tmp_path / "out", add_pooling_layer=False, local_files_only=True)
+    logging.set_verbosity(before)
+    pictures = torch.rand(2, 3, 64, 64) * 2 - 1
+    ours, theirs = (part(pictures).last_hidden_state for part in (network.vit, encoder.eval()))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-2)
+
+
+def test_exchanged_scenes_differ_in_one_attribute_of_two_objects() -> None:
+    found = swaps.swaps(6, "pattern", seed=3)
+    for scene, other in zip(found.scenes, found.exchanged, strict=True):
+        assert len({item.shape for item in scene.objects}) == len(scene.objects)
+        changed = [k for k, item in enumerate(scene.objects) if item != other.objects[k]]
+        assert len(changed) == 2
+        assert sorted(item.pattern for item in scene.objects) == sorted(item.pattern for item in other.objects)
+    true, false = found.graphs()
+    assert all(set(one.edges) & set(two.edges) != set(one.edges) for one, two in zip(true, false, strict=True))
+    said, unsaid = swaps.text_pairs(found)
+    assert all(one != two and sorted(one.split()) == sorted(two.split()) for one, two in zip(said, unsaid, strict=True))

@@ -113,7 +113,7 @@ def loss(network: nn.Module) -> Any:
         with sdpa_kernel([SDPBackend.MATH]):
             logits = network(_augmented(batch["picture"], step)).logits.float()
         maps = split_logits(logits)
-        distance = _distances(batch["centre"], batch["visible"])
+        distance = distances(batch["centre"], batch["visible"])
         heat = focal(maps["object"][:, 0], distance)
         words = word_loss(maps, batch["words"], distance)
         background = sum(F.cross_entropy(maps[name].mean((-1, -2)), batch[name]) for name in BACKGROUND)
@@ -139,22 +139,30 @@ def word_loss(
     maps: dict[str, Tensor],
     words: Int[Tensor, "batch objects attributes"],
     distance: Float[Tensor, "batch objects rows columns"],
+    *,
+    reach: float = _WORD_REACH,
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy of the attribute words in the cells near a centre."""
+    """Mean cross-entropy of the attribute words in the cells that are no farther than `reach` from a centre."""
     nearest, owner = distance.min(1)
-    b, row, column = torch.nonzero(nearest <= _WORD_REACH, as_tuple=True)
+    b, row, column = torch.nonzero(nearest <= reach, as_tuple=True)
     label = words[b, owner[b, row, column]]
     losses = [F.cross_entropy(maps[name][b, :, row, column], label[:, k]) for k, name in enumerate(ATTRIBUTES)]
     return torch.stack(losses).sum()
 
 
-def _distances(
-    centre: Float[Tensor, "batch objects 2"], visible: Tensor
+def distances(
+    centre: Float[Tensor, "batch objects 2"], visible: Tensor, *, grid: int = GRID
 ) -> Float[Tensor, "batch objects rows columns"]:
-    """Distance in cells from every cell's middle to every visible centre (inf for the others)."""
-    middle = torch.arange(GRID, device=centre.device) + 0.5
-    dx = centre[..., 0, None, None] * GRID - middle
-    dy = centre[..., 1, None, None] * GRID - middle[:, None]
+    """Distance in cells from every cell's middle to every visible centre (inf for the others).
+
+    Args:
+        centre: shares of the picture's sides.
+        visible: which objects show.
+        grid: cells along a side.
+    """
+    middle = torch.arange(grid, device=centre.device) + 0.5
+    dx = centre[..., 0, None, None] * grid - middle
+    dy = centre[..., 1, None, None] * grid - middle[:, None]
     return torch.where(visible[..., None, None], (dx * dx + dy * dy).sqrt(), float("inf"))
 
 
