@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mezzotint.attention.edits import Edit, Moment
+from mezzotint.attention.edits import Edit, Moment, divided
 from mezzotint.attention.sites import Grid, Site, located_sites
 
 Branches = tuple[str, ...]
@@ -114,14 +114,7 @@ class Plan:
         branches = self.branches()
         if edit.branch not in branches:
             return None
-        size, rest = divmod(batch, len(branches))
-        if rest:
-            raise ValueError(
-                f"a batch of {batch} cannot be divided into the guidance branches {branches}; "
-                'name those it has, e.g. branches=("cond",)'
-            )
-        index = branches.index(edit.branch)
-        return slice(index * size, (index + 1) * size)
+        return dict(divided(batch, branches))[edit.branch]
 
     def branches(self) -> Branches:
         """Names of the guidance branches of a pass: what was said last, else what the pipeline does."""
