@@ -43,28 +43,57 @@ def learn(
     steps: int = 900,
     rank: int = 16,
     layers: Literal["all", "cross"] = "all",
+    encoder: Literal["qformer", "free"] = "qformer",
+    acn: bool = True,
+    regulariser: float = 0.01,
     learning_rate: float = 8e-5,
+    encoder_rate: float = 1.0,
     batch_size: int = 1,
+    weight_decay: float = 1e-2,
+    queries: int = 16,
+    encoder_layers: int | None = None,
+    templates: tuple[str, ...] = (),
+    flip: bool = False,
     seed: int = 0,
+    run: str | None = None,
+    out: str | None = None,
+    vision: Any = None,
 ) -> Concept:
-    """Learn one concept from a few pictures; the pipeline stays as it is.
+    """Learn one concept from a few pictures of it; the pipeline stays as it is.
 
     Args:
         pipe: a latent diffusion pipeline with text encoders (Stable Diffusion, SDXL ...).
-        images: folder with the pictures of the concept, three to five.
+        images: folder with three to five pictures of the concept; of each the square in the middle is used.
         class_word: the class noun, such as cube or dog.
-        placeholder: the word that will stand for the concept in prompts.
-        steps: optimiser steps.
+        placeholder: the word that will stand for the concept in prompts, followed by the class noun.
+        steps: optimiser steps; 900 suit Stable Diffusion, 400 the embedded model.
         rank: of the LoRA.
         layers: attention layers whose keys and values are adapted: all, or those that read the text (cross).
-        learning_rate: of AdamW.
+        encoder: what gives the embedding: a qformer that looks at the pictures, or one free vector.
+        acn: give the embedding the length of the class noun's.
+        regulariser: factor lambda of the embedding's squared length before that.
+        learning_rate: of AdamW; 8e-5 suits Stable Diffusion, 1e-3 the embedded model.
+        encoder_rate: factor on it for the encoder.
         batch_size: pictures of a step.
+        weight_decay: of AdamW.
+        queries: of the qformer.
+        encoder_layers: of the qformer; 12 beside text encoders of width 768 and more, else 2.
+        templates: contexts to show the concept in, with {} for placeholder and noun; the usual 27 when not given.
+        flip: show mirrored pictures too; for symmetric things only.
         seed: of every draw.
-    """
-    options = dict(locals())
-    from .learning import learn_concept
+        run: folder for checkpoints, so that a killed run can be continued; none when not given.
+        out: folder to write the concept to; refused before the training where it is not empty.
+        vision: a CLIPVisionModel of the caller's; the pipeline's image encoder or its latents when not given.
 
-    return learn_concept(options.pop("pipe"), **options)
+    Raises:
+        ValueError: no pictures, a noun or placeholder that will not do, or a pipeline without cross-attention.
+        FileExistsError: there is something in the folder to write to.
+        NonFiniteError: the loss stopped being finite; the run's folder keeps the last good state.
+    """
+    given = dict(locals())
+    from .learning import learn_given
+
+    return learn_given(given.pop("pipe"), **given)
 
 
 VERBS = {"learn": learn}

@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from mezzotint.attention.sites import backbone, located_sites
 
 from .concept import Concept
+from .options import Layers
 
 __all__ = ["Layers", "TextPart", "check", "fingerprint", "lora_numbers", "projections", "text_parts"]
 
-Layers = Literal["all", "cross"]
 _PARTS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 
 
