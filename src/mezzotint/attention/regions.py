@@ -146,7 +146,9 @@ class Regions(Edit):
         sources = (call.context, *(text for text, _ in parts if text is not None))
         trained = (*layer, *sources, *(matrix for pair in region.low_rank.values() for matrix in pair))
         keep = not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in trained))
-        stamp = (states.query.dtype, torch.is_inference_mode_enabled(), *map(_stamp, (*layer, *sources)))
+        stamp = (
+            states.query.dtype, torch.is_inference_mode_enabled(), call.branches, *map(_stamp, (*layer, *sources)),
+        )  # fmt: skip
         held = self._held.get((call.site.name, index))
         if held is None or not keep or held.stamp != stamp:
             held = _project(region, call, parts, stamp)
@@ -209,7 +211,7 @@ def _bias(
     return torch.cat(biases)
 
 
-def _joined(several: Sequence[Keys]) -> Keys:
+def _joined(several: Sequence[Tensor]) -> Tensor:
     """Rows below each other, the shorter filled up with zeros."""
     longest = max(each.shape[2] for each in several)
     return several[0] if len(several) == 1 else torch.cat([padded(each, longest, 2) for each in several])

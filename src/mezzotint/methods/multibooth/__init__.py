@@ -32,6 +32,14 @@ CARD = Card(
     departures=(
         "One embedding is stored: the mean over the training pictures in eval mode, then normalised; the paper is "
         "silent on which picture's embedding is kept.",
+        "Region and base text are averaged; their sum, as equation 5 is printed, doubles keys and values (text_mix).",
+        "Where boxes overlap, weights sum to 1 once; equation 9 as printed divides by the number of boxes twice.",
+        "Outside all boxes the base prompt is read with the base's weights; the paper is silent.",
+        "In the unconditional half regions read the null text and keep their LoRA, so that one box over everything is "
+        "ordinary LoRA inference; the paper is silent.",
+        "Self-attention gets each LoRA at the positions of its box (self_lora); the paper's module is for "
+        "cross-attention only.",
+        "Region prompts are made by a template, and boxes are equal strips, where the user gives none.",
     ),
 )
 

@@ -97,7 +97,7 @@ def coverage(boxes: Sequence[Box], grid: Grid) -> Bool[Tensor, "boxes height wid
 
 def position_weights(
     boxes: Sequence[Box], weights: Sequence[float], grid: Grid
-) -> Float[Tensor, "boxes+1 height width"]:
+) -> Float[Tensor, "maps height width"]:
     """Shares of the concepts, and of the background as the last map; they sum to 1 in every cell.
 
     Args:

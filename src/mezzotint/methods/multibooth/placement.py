@@ -170,7 +170,7 @@ def region_texts(
     encoded, mask = condition.encoder_hidden_states, condition.encoder_attention_mask
     if encoded is None:
         raise ValueError(f"{type(pipe).__name__} does not read prompts through cross-attention")
-    texts = _as_layers_read(backbone(pipe), mixed_text(encoded[1:], encoded[:1], text_mix))
+    texts = _as_layers_read(backbone(pipe), mixed_text(encoded[1:], encoded[:1].expand_as(encoded[1:]), text_mix))
     if mask is None:
         return tuple(texts.split(1)), (None,) * len(texts)
     hidden = (mask[1:] + mask[:1]) == 0  # a token counts that counts in either text

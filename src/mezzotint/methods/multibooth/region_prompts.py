@@ -37,18 +37,25 @@ def phrases(prompt: str, nouns: Mapping[str, str]) -> dict[str, tuple[int, int]]
     Raises:
         ValueError: a placeholder is absent, or named more than once.
     """
+    named = {placeholder: _named(prompt, placeholder, noun) for placeholder, noun in nouns.items()}
     found = {}
-    for placeholder, noun in nouns.items():
-        places = [match.start() for match in re.finditer(re.escape(placeholder), prompt)]
-        if len(places) != 1:
-            raise ValueError(
-                f"the prompt {prompt!r} names {placeholder!r} {len(places)} times; it must do so once, or "
-                "region_prompts must say what each box shows"
-            )
-        stop = places[0] + len(placeholder)
-        behind = re.match(rf"\s+{re.escape(noun)}\b", prompt[stop:], re.IGNORECASE)
-        found[placeholder] = (_start(prompt, places[0]), stop + (behind.end() if behind else 0))
+    for placeholder, (place, stop) in named.items():
+        others = [end for _, end in named.values() if end <= place]
+        found[placeholder] = (max(_start(prompt, place), *others, 0), stop)
     return found
+
+
+def _named(prompt: str, placeholder: str, noun: str) -> tuple[int, int]:
+    """Where a placeholder and the noun behind it, if it is there, begin and end."""
+    places = [match.start() for match in re.finditer(re.escape(placeholder), prompt)]
+    if len(places) != 1:
+        raise ValueError(
+            f"the prompt {prompt!r} names {placeholder!r} {len(places)} times; it must do so once, or region_prompts "
+            "must say what each box shows"
+        )
+    stop = places[0] + len(placeholder)
+    behind = re.match(rf"\s+{re.escape(noun)}\b", prompt[stop:], re.IGNORECASE)
+    return places[0], stop + (behind.end() if behind else 0)
 
 
 def _start(prompt: str, place: int) -> int:
