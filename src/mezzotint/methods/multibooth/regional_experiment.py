@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any, TypeAlias
 
 import torch
@@ -33,13 +33,14 @@ from .judge import Judge
 from .learning import learn_concept
 from .pictures import Subject
 from .textual_inversion import textual_inversion
-from .world import CONCEPTS, Thing, class_pictures, pictures_of
+from .world import CONCEPTS, Thing, appearances, class_pictures, pictures_of
 
 __all__ = ["ARMS", "FULL", "QUICK", "Learnt", "Size", "claims", "learn_all", "measure_regional"]
 
 IN_BOX, CONFUSED, BOTH = "concepts in their own boxes", "another concept in the box", "all concepts in their boxes"
 THERE, SECONDS, SWAP = "all concepts in the picture", "seconds a picture", "seconds to swap a stored concept in"
-KEPT = "first concept in its box"
+KEPT = "the first concept in its box"
+PAIRS = "two concepts, side by side"
 OURS, SUMMED, SUM, CROSS = "MultiBooth", "no regions", "texts summed", "no LoRA in self-attention"
 INVERTED, BOOTH, CUSTOM, MERGED = "Textual Inversion", "DreamBooth", "Custom Diffusion", "Custom Diffusion, merged"
 WORDS = ("<S>", "<V>", "<W>", "<X>", "<Y>")
@@ -54,7 +55,7 @@ ARMS: tuple[tuple[str, Any, str], ...] = (
 
 Sides: TypeAlias = tuple[float, float, float, float]
 LAYOUTS: dict[str, tuple[tuple[Sides, ...], ...]] = {
-    "two concepts, side by side": (((0, 0, 0.5, 1), (0.5, 0, 1, 1)),),
+    PAIRS: (((0, 0, 0.5, 1), (0.5, 0, 1, 1)),),
     "two concepts, overlapping": (
         ((0, 0, 0.6, 1), (0.4, 0, 1, 1)),
         ((0, 0, 0.65, 0.8), (0.35, 0.2, 1, 1)),
@@ -90,7 +91,7 @@ QUICK = Size(
         concepts=2, shown=4, steps=30, batch=4, pictures=8, sampling=15, judge_steps=200, judge_views=40
     ),
     pictures=8,
-    conditions=("two concepts, side by side",),
+    conditions=(PAIRS,),
     arms=(OURS, SUMMED, SUM),
     rounds=3,
     counts=(0, 2, 5),
@@ -201,73 +202,126 @@ def measure_regional(
     """
     kinds = CONCEPTS[: size.learning.concepts]
     judge = judge or _judge(kinds, size)
-    known = [learn_all(pipe, kinds, size, seed) for seed in seeds]
-    paint = partial(_painted, pipe, steps=size.learning.sampling, guidance=guidance)
+    known = {seed: learn_all(pipe, kinds, size, seed) for seed in seeds}
+    easel = Easel(pipe, size.learning.sampling, guidance)
     for condition in size.conditions:
-        if len(LAYOUTS[condition][0]) <= len(kinds):
-            _measure_condition(trial, judge, dict(zip(seeds, known, strict=True)), condition, size=size, paint=paint)
-    _measure_swaps(trial, pipe, known)
-    _measure_seconds(trial, pipe, known, size=size, guidance=guidance)
+        _measure_condition(trial, easel, known, condition=condition, size=size, judge=judge, kinds=kinds)
+    _measure_swaps(trial, pipe, tuple(known.values()))
+    _measure_seconds(trial, easel, tuple(known.values()), size)
 
 
 def _judge(kinds: Sequence[Thing], size: Size) -> Judge:
-    from .world import appearances
-
     one = size.learning
     return Judge.train(appearances(tuple(kinds)), views=one.judge_views, steps=one.judge_steps, progress=False)
 
 
-def _painted(
-    pipe: Any, context: AbstractContextManager[Any], prompt: str, count: int, *, seed: int, steps: int, guidance: float
-) -> Float[Tensor, "count 3 height width"]:
-    noise = rng.normal(latent_shape(pipe), seed=seed, purpose="multibooth/regions", count=count).to(pipe.device)
-    with context, torch.no_grad():
-        made = pipe([prompt] * count, latents=noise, num_inference_steps=steps, guidance_scale=guidance,
-                    output_type="latent").images  # fmt: skip
-        return decode(pipe, made)
+@dataclass(frozen=True, eq=False)
+class Easel:
+    """How pictures are made: the pipeline, sampling steps and guidance scale."""
+
+    pipe: Any
+    steps: int
+    guidance: float
+
+    def paint(
+        self, context: AbstractContextManager[Any], prompt: str, count: int, seed: int
+    ) -> Float[Tensor, "count 3 height width"]:
+        """Pictures of one prompt within a context; picture k of a seed starts from the same noise in every arm."""
+        noise = rng.normal(latent_shape(self.pipe), seed=seed, purpose="multibooth/regions", count=count)
+        settings: dict[str, Any] = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
+        with context, torch.no_grad():
+            made = self.pipe([prompt] * count, latents=noise.to(self.pipe.device), output_type="latent", **settings)
+            return decode(self.pipe, made.images)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Pictures of some concepts in one layout, and what the judge says of them."""
+
+    chosen: tuple[int, ...]
+    prompt: str
+    pictures: Float[Tensor, "count 3 height width"]
+    scores: Mapping[str, list[float]]
 
 
 def _measure_condition(
-    trial: Any, judge: Judge, known: Mapping[int, Learnt], condition: str, *, size: Size, paint: Callable[..., Tensor]
+    trial: Any,
+    easel: Easel,
+    known: Mapping[int, Learnt],
+    *,
+    condition: str,
+    size: Size,
+    judge: Judge,
+    kinds: Sequence[Thing],
 ) -> None:
-    """E2 and E3 in one condition: every combination of concepts in every layout, by every arm."""
-    layouts, kinds = LAYOUTS[condition], judge.things[: size.learning.concepts]
-    metrics = (IN_BOX, CONFUSED, BOTH, THERE, KEPT)
+    """E2 in one condition, every arm; and E3 for ours: does the first concept stay when its neighbour is another?"""
+    shared: dict[str, Any] = {"unit": "rate", "counted": "pictures"}
     for arm in size.arms:
-        rows: dict[str, list[list[float]]] = {metric: [] for metric in metrics}
-        for seed, learnt in known.items():
-            found: dict[str, list[float]] = {metric: [] for metric in metrics}
-            for number, chosen in enumerate(combinations(range(len(kinds)), len(layouts[0]))):
-                for boxes in layouts:
-                    prompt = learnt.prompt(arm, chosen)
-                    context = learnt.way(paint.args[0], arm)(chosen, prompt, boxes)  # type: ignore[attr-defined]
-                    made = paint(context, prompt, size.pictures, seed=seed * 1000 + number)
-                    scores = _scores(judge, made, [kinds[index] for index in chosen], boxes)
-                    for metric, values in scores.items():
-                        found[metric] += values
-                    if number == 0 and boxes is layouts[0] and seed == next(iter(known)):
-                        trial.sample(arm, f"{learnt.prompt(OURS, chosen)} ({condition})", made[0],
-                                     right=bool(scores[BOTH][0]))  # fmt: skip
-            for metric in metrics:
-                rows[metric].append(found[metric])
-        for metric, table in rows.items():
+        rows = [
+            list(_seen(easel, judge, learnt, arm=arm, layouts=LAYOUTS[condition], kinds=kinds, seed=seed, size=size))
+            for seed, learnt in known.items()
+        ]
+        for metric in (BOTH, IN_BOX, CONFUSED, THERE):
+            table = [[value for seen in row for value in seen.scores[metric]] for row in rows]
             better = "lower" if metric == CONFUSED else "higher"
-            trial.measure(metric, {arm: table}, unit="rate", direction=better, group=condition, counted="pictures")
+            trial.measure(metric, {arm: table}, direction=better, group=condition, **shared)
+        first = rows[0][0]
+        asked = f"{known[next(iter(known))].prompt(OURS, first.chosen)} ({condition})"
+        trial.sample(arm, asked, first.pictures[0], right=bool(first.scores[BOTH][0]))
+        if arm == OURS and condition == PAIRS:
+            for chosen in sorted({seen.chosen for seen in rows[0] if seen.chosen[0] == 0}):
+                kept = [[value for seen in row if seen.chosen == chosen for value in seen.scores[KEPT]] for row in rows]
+                beside = f"beside the {kinds[chosen[1]].class_word}"
+                trial.measure(KEPT, {arm: kept}, direction="higher", group=beside, **shared)
+
+
+def _seen(
+    easel: Easel,
+    judge: Judge,
+    learnt: Learnt,
+    *,
+    arm: str,
+    layouts: Sequence[Sequence[Sides]],
+    kinds: Sequence[Thing],
+    seed: int,
+    size: Size,
+) -> Iterator[Seen]:
+    """Every combination of concepts in every layout, by one arm."""
+    way = learnt.way(easel.pipe, arm)
+    for number, chosen in enumerate(combinations(range(len(kinds)), len(layouts[0]))):
+        prompt = learnt.prompt(arm, chosen)
+        for boxes in layouts:
+            made = easel.paint(way(chosen, prompt, boxes), prompt, size.pictures, seed * 1000 + number)
+            yield Seen(chosen, prompt, made, _scores(judge, made, [kinds[index] for index in chosen], boxes))
 
 
 def _scores(judge: Judge, pictures: Tensor, wanted: Sequence[Thing], boxes: Sequence[Sides]) -> dict[str, list[float]]:
-    """Every picture's share of boxes with the right concept and with another's, and whether all are right or there."""
-    seen = [judge.seen(pictures, box) for box in boxes]
+    """Every picture's share of boxes with the right concept and with a stray one, and whether all are right or there."""
     scores: dict[str, list[float]] = {IN_BOX: [], CONFUSED: [], BOTH: [], THERE: [], KEPT: []}
-    for names in zip(*seen, strict=True):
-        right = [name == kind for name, kind in zip(names, wanted, strict=True)]
-        others = [name in wanted and name != kind for name, kind in zip(names, wanted, strict=True)]
+    own = dict(zip(wanted, boxes, strict=True))
+    for objects in _objects(judge, pictures):
+        right = [any(kind == name and _inside(place, box) for name, place in objects) for kind, box in own.items()]
+        strays = [(name, place) for name, place in objects if name in own and not _inside(place, own[name])]
+        others = [any(name != kind and _inside(place, box) for name, place in strays) for kind, box in own.items()]
         scores[IN_BOX].append(sum(right) / len(right))
         scores[CONFUSED].append(sum(others) / len(others))
         scores[BOTH].append(float(all(right)))
-        scores[THERE].append(float(set(wanted) <= set(names)))
+        scores[THERE].append(float(set(wanted) <= {name for name, _ in objects}))
         scores[KEPT].append(float(right[0]))
     return scores
+
+
+def _objects(judge: Judge, pictures: Tensor) -> list[list[tuple[Thing, tuple[float, float]]]]:
+    """Every object that the scene parser finds in each picture, as the judge names it, and its middle."""
+    places = [[(item.x, item.y) for item in items] for items in judge.parser.parse(pictures)]
+    flat = [place for several in places for place in several]
+    owners = torch.tensor([index for index, several in enumerate(places) for _ in several], dtype=torch.long)
+    names = iter(judge.name(pictures[owners], torch.tensor(flat)) if flat else [])
+    return [[(next(names), place) for place in several] for several in places]
+
+
+def _inside(place: tuple[float, float], box: Sides) -> bool:
+    return box[0] <= place[0] <= box[2] and box[1] <= place[1] <= box[3]
 
 
 def _measure_swaps(trial: Any, pipe: Any, known: Sequence[Learnt]) -> None:
@@ -278,25 +332,17 @@ def _measure_swaps(trial: Any, pipe: Any, known: Sequence[Learnt]) -> None:
         for other in range(1, len(learnt.concepts)):
             chosen = (0, other)
             began = time.perf_counter()
-            with learnt.way(pipe, OURS)(chosen, learnt.prompt(OURS, chosen), LAYOUTS["two concepts, side by side"][0]):
+            with learnt.way(pipe, OURS)(chosen, learnt.prompt(OURS, chosen), LAYOUTS[PAIRS][0]):
                 spent.append(time.perf_counter() - began)
         rows.append(spent)
     trial.measure(SWAP, {OURS: rows}, unit="s", direction="lower", counted="swaps", note="no training")
 
 
-def _measure_seconds(trial: Any, pipe: Any, known: Sequence[Learnt], *, size: Size, guidance: float) -> None:
+def _measure_seconds(trial: Any, easel: Easel, known: Sequence[Learnt], size: Size) -> None:
     """E5: the arms take turns in every round, so that whatever else the machine does meets all of them."""
     tables: dict[int, dict[str, list[list[float]]]] = {count: {OURS: [], SUMMED: []} for count in size.counts}
     for learnt in known:
-        spent: dict[tuple[int, str], list[float]] = {}
-        for turn in range(size.rounds + 1):
-            for count in size.counts:
-                many = _many(learnt, count)
-                for arm, context in _timed_arms(pipe, many):
-                    began = time.perf_counter()
-                    _painted(pipe, context, _prompt_of(many), 1, seed=turn, steps=size.learning.sampling,
-                             guidance=guidance)  # fmt: skip
-                    spent.setdefault((count, arm), []).extend([time.perf_counter() - began] if turn else [])
+        spent = _spent(easel, learnt, size)
         for (count, arm), values in spent.items():
             tables[count][arm].append(values)
     for count, table in tables.items():
@@ -304,6 +350,18 @@ def _measure_seconds(trial: Any, pipe: Any, known: Sequence[Learnt], *, size: Si
                       note="one picture at a time, entering included; disjoint boxes")  # fmt: skip
     base, most = (statistics.median(tables[count][OURS][0]) for count in (size.counts[0], size.counts[-1]))
     trial.note(f"{size.counts[-1]} concepts take {most / base:.2f} times as long as none (median of the first seed).")
+
+
+def _spent(easel: Easel, learnt: Learnt, size: Size) -> dict[tuple[int, str], list[float]]:
+    """Seconds of each round by number of concepts and arm; a first round warms up."""
+    spent: dict[tuple[int, str], list[float]] = {}
+    for turn, count in product(range(size.rounds + 1), size.counts):
+        many = _many(learnt, count)
+        for arm, context in _timed_arms(easel.pipe, many):
+            began = time.perf_counter()
+            easel.paint(context, _prompt_of(many), 1, turn)
+            spent.setdefault((count, arm), []).extend([time.perf_counter() - began] if turn else [])
+    return spent
 
 
 def _many(learnt: Learnt, count: int) -> list[Concept]:
