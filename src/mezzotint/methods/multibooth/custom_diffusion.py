@@ -23,7 +23,7 @@ from mezzotint.diffusion import Condition
 
 from .base import projections, text_parts
 from .finetuned import Finetuned
-from .joint import Training, free_embedding, trainable, train_jointly
+from .joint import Training, free_embedding, train_jointly, trainable
 from .learning import borrowed, kept_embedding
 from .objective import Learnt, Prior
 from .pictures import Subject
@@ -75,7 +75,7 @@ def closed_form(
     gram = reference.mT @ reference
     if int(torch.linalg.matrix_rank(gram, hermitian=True)) < len(gram):
         raise ValueError(
-            f"merging needs captions whose tokens span all {len(gram)} dimensions of the text features: give more of them"
+            f"merging needs captions whose tokens span all {len(gram)} dimensions of the text features: give more"
         )
     if len(target) > len(gram) or int(torch.linalg.matrix_rank(target)) < len(target):
         raise ValueError(f"the {len(target)} features of the concepts' words must be independent to be merged exactly")

@@ -1,6 +1,7 @@
 """DreamBooth (Ruiz et al., arXiv 2208.12242): the backbone is finetuned on a rare word, with prior preservation.
 
-L = E || eps - eps_theta(z_t, t, tau("a [rare] dog")) ||^2 + w E || eps' - eps_theta(z'_t, t, tau("a photo of a dog")) ||^2
+L = E || eps - eps_theta(z_t, t, tau("a [rare] dog")) ||^2
+  + w E || eps' - eps_theta(z'_t, t, tau("a photo of a dog")) ||^2
 
 In its usual LoRA form on all attention projections, or with all weights of the backbone.
 """
@@ -16,7 +17,7 @@ from mezzotint.attention.sites import backbone
 from mezzotint.training import lora
 
 from .finetuned import Finetuned
-from .joint import Training, trainable, train_jointly
+from .joint import Training, train_jointly, trainable
 from .learning import ADAPTER, borrowed
 from .objective import Prior
 from .pictures import Subject

@@ -79,16 +79,16 @@ class QFormer(nn.Module):
         self.heads = nn.ModuleList(
             nn.Identity() if width == shape.hidden else nn.Linear(shape.hidden, width) for width in widths
         )
-        self.register_buffer("noun", torch.arange(noun)[None], persistent=False)
+        self.noun = noun
         if start is not None and start.shape == (noun, shape.hidden):
             self.network.get_input_embeddings().weight.data.copy_(start)
 
     def forward(self, features: Float[Tensor, "batch patches channels"]) -> tuple[Tensor, ...]:
-        """v of each picture, [batch, width] for each text encoder."""
-        count, asked = len(features), self.queries.shape[1]
-        mask = torch.ones(count, asked + self.noun.shape[1], dtype=torch.long, device=features.device)
+        """V of each picture, [batch, width] for each text encoder."""
+        count, asked = len(features), int(self.queries.shape[1])
+        mask = torch.ones(count, asked + self.noun, dtype=torch.long, device=features.device)
         found = self.network(
-            input_ids=self.noun.expand(count, -1),
+            input_ids=torch.arange(self.noun, device=features.device).expand(count, -1),
             attention_mask=mask,
             query_embeds=self.queries.expand(count, -1, -1),
             encoder_hidden_states=features,

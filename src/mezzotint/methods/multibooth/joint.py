@@ -24,7 +24,7 @@ from .pictures import Subject
 from .placeholder import Placeholders, noun_ids
 from .templates import TEMPLATES, prompts
 
-__all__ = ["Training", "free_embedding", "prior_of", "sampled_class", "trainable", "train_jointly"]
+__all__ = ["Training", "free_embedding", "prior_of", "sampled_class", "train_jointly", "trainable"]
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,7 @@ def trainable(pipe: Any, names: Sequence[str]) -> Iterator[dict[str, nn.Paramete
             live[name].grad = None
 
 
-def prior_of(
-    pipe: Any, pictures: Mapping[str, Float[Tensor, "count 3 height width"]], *, weight: float = 1.0
-) -> Prior:
+def prior_of(pipe: Any, pictures: Mapping[str, Float[Tensor, "count 3 height width"]], *, weight: float = 1.0) -> Prior:
     """Prior preservation from pictures of each class, shown as "a photo of a <class>".
 
     Args:
@@ -153,7 +151,9 @@ def sampled_class(
     """
     made = []
     for first in range(count):
-        noise = rng.normal(latent_shape(pipe), seed=seed, purpose=f"multibooth/class/{class_word}", first=first, count=1)
+        noise = rng.normal(
+            latent_shape(pipe), seed=seed, purpose=f"multibooth/class/{class_word}", first=first, count=1
+        )
         settings: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "latent"}
         made.append(decode(pipe, pipe(f"a photo of a {class_word}", latents=noise.to(pipe.device), **settings).images))
     return torch.cat(made)

@@ -82,9 +82,7 @@ class Judge:
         return cls(things, network, accuracy, SceneParser.load())
 
     @torch.inference_mode()
-    def name(
-        self, pictures: Float[Tensor, "batch 3 height width"], centres: Float[Tensor, "batch 2"]
-    ) -> list[Thing]:
+    def name(self, pictures: Float[Tensor, "batch 3 height width"], centres: Float[Tensor, "batch 2"]) -> list[Thing]:
         """What stands at a place of each picture.
 
         Args:
@@ -103,7 +101,7 @@ class Judge:
             pictures: in 0..1.
             boxes: (x0, y0, x1, y1) as shares of the sides, for all pictures or one each.
         """
-        each = [boxes] * len(pictures) if isinstance(boxes[0], (int, float)) else list(boxes)
+        each: list[Any] = [boxes] * len(pictures) if isinstance(boxes[0], (int, float)) else list(boxes)
         found = [
             next(((o.x, o.y) for o in objects if _within(o, box)), None)
             for objects, box in zip(self.parser.parse(pictures), each, strict=True)
@@ -168,7 +166,9 @@ def _loss(network: nn.Module) -> Any:
         rows, columns = place // (2 * _JITTER + 1), place % (2 * _JITTER + 1)
         span = torch.arange(_SIDE, device=place.device)
         items = torch.arange(len(place), device=place.device)[:, None, None]
-        cut = batch["window"].movedim(1, -1)[items, (rows[:, None] + span)[:, :, None], (columns[:, None] + span)[:, None]]
+        cut = batch["window"].movedim(1, -1)[
+            items, (rows[:, None] + span)[:, :, None], (columns[:, None] + span)[:, None]
+        ]
         # The soft pictures of a decoder are not renders: a little noise keeps the judge from counting pixels.
         noisy = cut.movedim(-1, 1).float() / 127.5 - 1 + 0.06 * step.normal("noise", 3, _SIDE, _SIDE)
         return F.cross_entropy(network(noisy), batch["label"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -75,7 +75,9 @@ def learn_concept(
         NonFiniteError: the loss stopped being finite.
     """
     with borrowed(pipe):
-        made = _Making.start(pipe, pictures, options, getattr(pipe, "image_encoder", None) if vision is None else vision)
+        made = _Making.start(
+            pipe, pictures, options, getattr(pipe, "image_encoder", None) if vision is None else vision
+        )
         _remember(folder, made)
         with made.words.installed():
             done = made.train(folder, progress=progress)
@@ -99,9 +101,7 @@ class _Making:
         lengths = class_lengths(pipe, options.class_word)
         shapes = projections(pipe, options.layers)
         pictures = torch.cat([pictures, pictures.flip(-1)]) if options.flip else pictures
-        subject = Subject.of(
-            pipe, pictures, word=options.placeholder, class_word=options.class_word, vision=vision
-        )
+        subject = Subject.of(pipe, pictures, word=options.placeholder, class_word=options.class_word, vision=vision)
         for prompt in _contexts(options):
             words.check_prompt(prompt)
         made = cls(pipe, options, subject, words, encode(pipe, subject, options), lengths)

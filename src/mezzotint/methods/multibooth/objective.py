@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mezzotint.diffusion import Condition, Denoiser
+from mezzotint.diffusion import Condition, Denoiser, Predictor
 from mezzotint.training import Step
 
 from .normalisation import normalise, squared_norm
@@ -131,7 +131,7 @@ class Objective:
 
 
 def reconstruction(
-    denoiser: Denoiser, latents: Float[Tensor, "count channels h w"], cond: Condition, step: Step, *, purpose: str = ""
+    denoiser: Predictor, latents: Float[Tensor, "count channels h w"], cond: Condition, step: Step, *, purpose: str = ""
 ) -> Float[Tensor, ""]:
     """E || target - model(z_t, t, c) ||^2, a mean over all numbers, with t uniform over the training timesteps."""
     levels = denoiser.levels

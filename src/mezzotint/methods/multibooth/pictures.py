@@ -42,7 +42,13 @@ class Subject:
 
     @classmethod
     def of(
-        cls, pipe: Any, pictures: Float[Tensor, "count 3 height width"], *, word: str, class_word: str, vision: Any = None
+        cls,
+        pipe: Any,
+        pictures: Float[Tensor, "count 3 height width"],
+        *,
+        word: str,
+        class_word: str,
+        vision: Any = None,
     ) -> Subject:
         """Encode pictures in 0..1, once.
 
@@ -77,9 +83,13 @@ def read_pictures(folder: str | Path, pipe: Any) -> Float[Tensor, "count 3 side 
         raise ValueError(f"images must be a folder with pictures of one concept, got {str(folder)!r}")
     paths = sorted(path for path in root.iterdir() if path.suffix.lower() in _KINDS)
     if not paths:
-        raise ValueError(f"there are no pictures in {root}: put three to five of the concept there ({', '.join(_KINDS)})")
+        raise ValueError(
+            f"there are no pictures in {root}: put three to five of the concept there ({', '.join(_KINDS)})"
+        )
     if len(paths) > _MANY:
-        warnings.warn(f"{len(paths)} pictures of one concept: three to five are what the method is made for", stacklevel=2)
+        warnings.warn(
+            f"{len(paths)} pictures of one concept: three to five are what the method is made for", stacklevel=2
+        )
     return torch.stack([_square(files.read_image(path), pixels(pipe)) for path in paths])
 
 
@@ -91,4 +101,6 @@ def _square(picture: Any, side: int) -> Float[Tensor, "3 side side"]:
     cut = min(width, height)
     left, top = (width - cut) // 2, (height - cut) // 2
     box = (left, top, left + cut, top + cut)
-    return torch.from_numpy(np.array(picture.resize((side, side), Image.Resampling.BICUBIC, box=box))).movedim(-1, 0) / 255
+    return (
+        torch.from_numpy(np.array(picture.resize((side, side), Image.Resampling.BICUBIC, box=box))).movedim(-1, 0) / 255
+    )

@@ -116,7 +116,8 @@ def taught(tokenizer: Any, words: Sequence[str]) -> Any:
 
     for word in words:
         ids = tokenizer(word, add_special_tokens=False).input_ids
-        if word in tokenizer.get_added_vocab() or len(ids) < 2:
+        known = len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+        if not ids or known or word in tokenizer.get_added_vocab():
             raise ValueError(
                 f"placeholder {word!r} is a word of the vocabulary already: choose one that is none, such as '<S>'"
             )

@@ -1,5 +1,7 @@
-"""The 27 neutral contexts in which a concept is shown while it is learnt (Textual Inversion, arXiv 2208.01618,
-section 3; a subset of CLIP's ImageNet templates, arXiv 2103.00020). `{}` stands for placeholder and class noun.
+"""The 27 neutral contexts in which a concept is shown while it is learnt.
+
+Those of Textual Inversion (arXiv 2208.01618, section 3), a subset of CLIP's ImageNet templates (arXiv 2103.00020). `{}`
+stands for placeholder and class noun.
 """
 
 from __future__ import annotations

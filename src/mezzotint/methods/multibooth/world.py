@@ -1,7 +1,7 @@
-"""Concepts of the scenes world: things that the embedded model was never shown, rendered as a user would photograph them.
+"""Concepts of the scenes world: things the embedded model was never shown, rendered as a user would photograph them.
 
-Shape and colour of every concept are a held-out pair (`worlds.scenes.HELD_OUT`), which no training scene contains, and a
-pattern and a material are added. Around each stand seven rivals of the same shape, which an identity judge must not
+Shape and colour of every concept are a held-out pair (`worlds.scenes.HELD_OUT`), which no training scene contains, and
+a pattern and a material are added. Around each stand seven rivals of the same shape, which an identity judge must not
 take for it: the plain object of that colour, others with its pattern, and plain members of the class.
 """
 
@@ -110,9 +110,7 @@ def pictures_of(
     return picture(scenes_of(kind, count, seed=seed, split=split), side).clone()
 
 
-def class_pictures(
-    concept: Thing, count: int, *, seed: int = 0, side: int = 64
-) -> Float[Tensor, "count 3 side side"]:
+def class_pictures(concept: Thing, count: int, *, seed: int = 0, side: int = 64) -> Float[Tensor, "count 3 side side"]:
     """Renders of plain members of a concept's class, for prior preservation."""
     members = [rival for rival in rivals(concept) if rival.pattern == "plain" and rival.colour != concept.colour]
     scenes = [scenes_of(members[k % len(members)], 1, seed=seed, first=k)[0] for k in range(count)]
