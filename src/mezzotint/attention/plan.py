@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mezzotint.attention.edits import Edit, Moment, divided
 from mezzotint.attention.sites import Grid, Site, located_sites
+from mezzotint.diffusion.branches import running
 
 Branches = tuple[str, ...]
 
@@ -117,10 +118,12 @@ class Plan:
         return dict(divided(batch, branches))[edit.branch]
 
     def branches(self) -> Branches:
-        """Names of the guidance branches of a pass: what was said last, else what the pipeline does."""
+        """Names of the guidance branches of a pass: what was said last, else what the caller or the pipeline does."""
         for installation in reversed(self.installations):
             if installation.branches is not None:
                 return installation.branches
+        if (names := running()) is not None:
+            return names
         guided = [getattr(each.pipe, "do_classifier_free_guidance", None) for each in self.installations]
         if guided.count(False) > 0:
             return ("cond",)

@@ -296,7 +296,7 @@ def _seen(
 
 
 def _scores(judge: Judge, pictures: Tensor, wanted: Sequence[Thing], boxes: Sequence[Sides]) -> dict[str, list[float]]:
-    """Every picture's share of boxes with the right concept and with a stray one, and whether all are right or there."""
+    """Each picture's share of boxes with the right concept and with a stray one; whether all are right, or there."""
     scores: dict[str, list[float]] = {IN_BOX: [], CONFUSED: [], BOTH: [], THERE: [], KEPT: []}
     own = dict(zip(wanted, boxes, strict=True))
     for objects in _objects(judge, pictures):
