@@ -16,10 +16,12 @@ from mezzotint.attention.heads import fused, project_keys_values
 from mezzotint.diffusion import Condition, Denoiser, guided
 from mezzotint.methods import multibooth, q_dit
 from mezzotint.methods.multibooth import Concept, base, boxes, placeholder, regions
+from mezzotint.methods.multibooth import regional_experiment as experiment
 from mezzotint.methods.multibooth.boxes import Box, auto_boxes, coverage, position_weights
 from mezzotint.methods.multibooth.finetuned import summed
 from mezzotint.methods.multibooth.placement import arranged, customised
 from mezzotint.methods.multibooth.region_prompts import region_prompts
+from mezzotint.methods.multibooth.world import CONCEPTS
 
 PROMPT = "a <S> cube and a <V> ball"
 LEFT, RIGHT, ALL = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)
@@ -446,3 +448,24 @@ def test_regions_of_several_weights_mix_as_the_maps_say(sd15, pair):
         assert isinstance(region, Region)
         torch.testing.assert_close(region.weights((4, 4)).unflatten(0, (4, 4)), wanted)
     assert boxes.TOLERANCE < 1 / 1024
+
+
+def test_concepts_are_counted_in_their_boxes():
+    """Side by side, swapped, one missing, and both in the part that two boxes share."""
+    cube, ball = CONCEPTS[:2]
+    at = {"left": (0.25, 0.5), "right": (0.75, 0.5), "middle": (0.5, 0.5)}
+    pictures = [
+        [(cube, at["left"]), (ball, at["right"])],
+        [(cube, at["right"]), (ball, at["left"])],
+        [(cube, at["left"]), (cube, at["right"])],
+        [],
+    ]
+    found = experiment.scores(pictures, [cube, ball], [LEFT, RIGHT])
+    assert found[experiment.BOTH] == [1, 0, 0, 0]
+    assert found[experiment.THERE] == [1, 1, 0, 0]
+    assert found[experiment.IN_BOX] == [1, 0, 0.5, 0]
+    assert found[experiment.CONFUSED] == [0, 1, 0.5, 0]
+    assert found[experiment.KEPT] == [1, 0, 1, 0]
+    shared = [[(cube, at["middle"]), (ball, at["middle"])]]
+    both = experiment.scores(shared, [cube, ball], [(0, 0, 0.6, 1), (0.4, 0, 1, 1)])
+    assert (both[experiment.BOTH], both[experiment.CONFUSED]) == ([1], [0])

@@ -115,11 +115,13 @@ class Regions(Edit):
         """Stage 5."""
         base, cells = self._on_grid(call.require_grid(), output.device)
         mixed = output * base.to(output.dtype)[:, None]
-        layer = _weights_of(call)
+        layer, query = _weights_of(call), states.query
+        made_of = (query.dtype, torch.is_inference_mode_enabled(), call.branches, *map(_stamp, (*layer, call.context)))
+        trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*layer, call.context))
         for index, (chosen, weights) in enumerate(cells):
             if len(chosen):
-                key, value, bias = self._keys_values(index, call, states, layer)
-                part = fused(states.query[:, :, chosen], key, value, bias, scale=states.scale)
+                key, value, bias = self._keys_values(index, call, states, None if trained else made_of)
+                part = fused(query[:, :, chosen], key, value, bias, scale=states.scale)
                 part = part if weights is None else part * weights.to(part.dtype)[:, None]
                 mixed.index_add_(2, chosen, part.to(mixed.dtype))
         return mixed
@@ -139,16 +141,15 @@ class Regions(Edit):
         return self._cells[grid, device]
 
     def _keys_values(
-        self, index: int, call: Call, states: States, layer: Sequence[Tensor]
+        self, index: int, call: Call, states: States, made_of: tuple[object, ...] | None
     ) -> tuple[Keys, Keys, Tensor | None]:
+        """Keys, values and mask of a region; kept while what they are made of is the same (None: never)."""
         region = self.regions[index]
         parts = list(region.parts(call))
-        sources = (call.context, *(text for text, _ in parts if text is not None))
-        trained = (*layer, *sources, *(matrix for pair in region.low_rank.values() for matrix in pair))
-        keep = not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in trained))
-        stamp = (
-            states.query.dtype, torch.is_inference_mode_enabled(), call.branches, *map(_stamp, (*layer, *sources)),
-        )  # fmt: skip
+        texts = [text for text, _ in parts if text is not None]
+        own = (*texts, *(matrix for pair in region.low_rank.values() for matrix in pair))
+        keep = made_of is not None and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in own))
+        stamp = (*(made_of or ()), *map(_stamp, texts))
         held = self._held.get((call.site.name, index))
         if held is None or not keep or held.stamp != stamp:
             held = _project(region, call, parts, stamp)

@@ -35,7 +35,7 @@ from .pictures import Subject
 from .textual_inversion import textual_inversion
 from .world import CONCEPTS, Thing, appearances, class_pictures, pictures_of
 
-__all__ = ["ARMS", "FULL", "QUICK", "Learnt", "Size", "claims", "learn_all", "measure_regional"]
+__all__ = ["ARMS", "FULL", "QUICK", "Learnt", "Size", "claims", "learn_all", "measure_regional", "scores"]
 
 IN_BOX, CONFUSED, BOTH = "concepts in their own boxes", "another concept in the box", "all concepts in their boxes"
 THERE, SECONDS, SWAP = "all concepts in the picture", "seconds a picture", "seconds to swap a stored concept in"
@@ -54,6 +54,9 @@ ARMS: tuple[tuple[str, Any, str], ...] = (
 """Arms that the part on single concepts does not have."""
 
 Sides: TypeAlias = tuple[float, float, float, float]
+Found: TypeAlias = tuple[Thing, tuple[float, float]]
+"""What an object is taken for, and its middle."""
+
 LAYOUTS: dict[str, tuple[tuple[Sides, ...], ...]] = {
     PAIRS: (((0, 0, 0.5, 1), (0.5, 0, 1, 1)),),
     "two concepts, overlapping": (
@@ -205,6 +208,8 @@ def measure_regional(
     known = {seed: learn_all(pipe, kinds, size, seed) for seed in seeds}
     easel = Easel(pipe, size.learning.sampling, guidance)
     for condition in size.conditions:
+        if len(LAYOUTS[condition][0]) > len(kinds):
+            raise ValueError(f"{condition} needs more than the {len(kinds)} concepts that are learnt")
         _measure_condition(trial, easel, known, condition=condition, size=size, judge=judge, kinds=kinds)
     _measure_swaps(trial, pipe, tuple(known.values()))
     _measure_seconds(trial, easel, tuple(known.values()), size)
@@ -292,26 +297,34 @@ def _seen(
         prompt = learnt.prompt(arm, chosen)
         for boxes in layouts:
             made = easel.paint(way(chosen, prompt, boxes), prompt, size.pictures, seed * 1000 + number)
-            yield Seen(chosen, prompt, made, _scores(judge, made, [kinds[index] for index in chosen], boxes))
+            yield Seen(chosen, prompt, made, scores(_objects(judge, made), [kinds[index] for index in chosen], boxes))
 
 
-def _scores(judge: Judge, pictures: Tensor, wanted: Sequence[Thing], boxes: Sequence[Sides]) -> dict[str, list[float]]:
-    """Each picture's share of boxes with the right concept and with a stray one; whether all are right, or there."""
-    scores: dict[str, list[float]] = {IN_BOX: [], CONFUSED: [], BOTH: [], THERE: [], KEPT: []}
+def scores(
+    pictures: Sequence[Sequence[Found]], wanted: Sequence[Thing], boxes: Sequence[Sides]
+) -> dict[str, list[float]]:
+    """Each picture's share of boxes with the right concept and with a stray one; whether all are right, or there.
+
+    Args:
+        pictures: the objects found in each, and where.
+        wanted: the concepts, all different.
+        boxes: one for each of them. A concept outside its own box and inside another one is astray.
+    """
+    found: dict[str, list[float]] = {IN_BOX: [], CONFUSED: [], BOTH: [], THERE: [], KEPT: []}
     own = dict(zip(wanted, boxes, strict=True))
-    for objects in _objects(judge, pictures):
+    for objects in pictures:
         right = [any(kind == name and _inside(place, box) for name, place in objects) for kind, box in own.items()]
         strays = [(name, place) for name, place in objects if name in own and not _inside(place, own[name])]
         others = [any(name != kind and _inside(place, box) for name, place in strays) for kind, box in own.items()]
-        scores[IN_BOX].append(sum(right) / len(right))
-        scores[CONFUSED].append(sum(others) / len(others))
-        scores[BOTH].append(float(all(right)))
-        scores[THERE].append(float(set(wanted) <= {name for name, _ in objects}))
-        scores[KEPT].append(float(right[0]))
-    return scores
+        found[IN_BOX].append(sum(right) / len(right))
+        found[CONFUSED].append(sum(others) / len(others))
+        found[BOTH].append(float(all(right)))
+        found[THERE].append(float(set(wanted) <= {name for name, _ in objects}))
+        found[KEPT].append(float(right[0]))
+    return found
 
 
-def _objects(judge: Judge, pictures: Tensor) -> list[list[tuple[Thing, tuple[float, float]]]]:
+def _objects(judge: Judge, pictures: Tensor) -> list[list[Found]]:
     """Every object that the scene parser finds in each picture, as the judge names it, and its middle."""
     places = [[(item.x, item.y) for item in items] for items in judge.parser.parse(pictures)]
     flat = [place for several in places for place in several]
