@@ -59,6 +59,8 @@ COMMANDS = {
     "doctor": ["", "--json"],
     "schedule": [SCHEDULE],
     "distill": ["--model {model} --data scenes --pictures 2 --steps 1 --batch-size 2 --out {out}/four"],
+    "learn": ["--model {model} --images {out}/world/images --class-word cube --steps 1 --rank 1 --encoder free "
+              "--templates {{}} --out {out}/concept"],
     "quantize": ["--model {model} --weights 8 --group auto --rounding rtn --out {out}/small"],
 }
 
