@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from mezzotint.methods import Card
 
 from .concept import Concept
 
-__all__ = ["CARD", "VERBS", "Concept", "learn"]
+__all__ = ["CARD", "VERBS", "Concept", "learn", "place"]
 
 CARD = Card(
     slug="multibooth",
@@ -39,6 +41,12 @@ CARD = Card(
         "Optimiser, batch size and the number of queries are not in the paper: AdamW, 1 and 16.",
         "Placeholders are read through hooks; no table is resized and one vector a text encoder is stored.",
         "Baselines: DreamBooth in its LoRA form by default; Custom Diffusion's new word begins as the class noun.",
+        "Region and base text are averaged; their sum, as equation 5 is printed, doubles keys and values (text_mix).",
+        "Where boxes overlap, weights sum to 1 once; equation 9 as printed divides by the number of boxes twice.",
+        "Outside all boxes the base prompt is read with the base's weights; the paper is silent.",
+        "In the unconditional half regions read the null text and keep their LoRA; the paper is silent.",
+        "Self-attention gets each LoRA at the positions of its box (self_lora); the paper speaks of cross-attention.",
+        "Region prompts are made by a template, and boxes are equal strips, where the user gives none.",
     ),
 )
 
@@ -103,6 +111,50 @@ def learn(
     from .learning import learn_given
 
     return learn_given(given.pop("pipe"), **given)
+
+
+@contextmanager
+def place(
+    pipe: Any,
+    prompt: str,
+    concepts: Any,
+    *,
+    boxes: Any = None,
+    region_prompts: Mapping[str, str] | Sequence[str] | None = None,
+    weights: Mapping[str, float] | Sequence[float] | None = None,
+    text_mix: Literal["mean", "sum"] = "mean",
+    self_lora: Literal["regional", "off"] = "regional",
+) -> Iterator[Any]:
+    """Until the block ends, the pipeline makes pictures with several learnt concepts, each in its box.
+
+        with mz.multibooth.place(pipe, "a <S> cube and a <V> sphere", {"<S>": (mine, (0, 0, 0.5, 1)), ...}):
+            image = pipe("a <S> cube and a <V> sphere").images[0]
+
+    Args:
+        pipe: a latent diffusion pipeline that reads text; nothing of it is copied, and no weight is written.
+        prompt: the base prompt, which names every placeholder and is also given to the pipeline.
+        concepts: a list of concepts, or a mapping from the placeholders to be used to them (so that two with the same
+            placeholder meet); each a `Concept` or its folder, alone or as (concept, box).
+        boxes: [x0, y0, x1, y1] in shares of the picture, one a concept in their order or by placeholder; or a function
+            from their number to boxes. Equal vertical strips in the order of the prompt when not given at all.
+        region_prompts: what each box shows; the concept's phrase in the prompt's shared context when not given.
+        weights: the concepts' shares where boxes overlap, divided by their sum there; equal when not given.
+        text_mix: how region and base prompt are joined: their mean, or the paper's sum.
+        self_lora: LoRA of self-attention inside the boxes, or off.
+
+    Yields:
+        A `placement.Placement`: every concept's box, prompt and weight.
+
+    Raises:
+        ValueError: a concept of another base model, twice the same placeholder, a placeholder that its region prompt
+            does not name or the text encoder does not see, boxes or weights that are none, or a pipeline without
+            cross-attention.
+    """
+    from .placement import arranged, placed
+
+    found = arranged(prompt, concepts, boxes=boxes, region_prompts=region_prompts, weights=weights)
+    with placed(pipe, found, text_mix=text_mix, self_lora=self_lora):
+        yield found
 
 
 VERBS = {"learn": learn}
