@@ -61,5 +61,6 @@ def _settings(alone: single_experiment.Size, together: regional_experiment.Size,
         "together: concepts x steps x batch": f"{together.learning.concepts} x {together.learning.steps} x "
         f"{together.learning.batch}",
         "together: pictures of a combination": together.pictures,
-        "sampler": f"the pipeline's own, {alone.sampling} and {together.learning.sampling} steps, guidance {guidance:g}",
+        "sampling steps": f"{alone.sampling} alone, {together.learning.sampling} together",
+        "guidance": f"{guidance:g}",
     }
