@@ -16,7 +16,6 @@ from mezzotint.diffusion import Condition, Denoiser, Predictor
 from mezzotint.methods import multibooth
 from mezzotint.methods.multibooth import base, encoder, learning, normalisation, templates
 from mezzotint.methods.multibooth.finetuned import summed
-from mezzotint.methods.multibooth.joint import free_embedding
 from mezzotint.methods.multibooth.objective import Learnt, Objective, Prior, gathered, reconstruction
 from mezzotint.methods.multibooth.options import Options
 from mezzotint.methods.multibooth.pictures import Subject, read_pictures

@@ -30,15 +30,22 @@ CARD = Card(
     outputs=("concept folder: embeddings and LoRA", "an effect on sampling, undone on leaving"),
     composes_with=("LoRA", "attention edits", "sampling schedules", "quantised weights"),
     departures=(
-        "One embedding is stored: the mean over the training pictures in eval mode, then normalised; the paper is "
-        "silent on which picture's embedding is kept.",
+        "One embedding is kept: the mean v over the training pictures in eval mode, then normalised.",
+        "Without weights of the user's the QFormer begins at random; the paper names models that it follows.",
+        "Image features are those of the pipeline's CLIP encoder, or patches of the latents where it has none.",
+        "The QFormer's vocabulary is the class noun's tokens alone, begun as the text encoder's rows.",
+        "With text encoders of another width, or two of them (SDXL), a linear layer follows the mean for each.",
+        "A noun of several tokens has the mean of their lengths as the length to normalise to.",
+        "The loss is taken on what the model predicts: noise, v or the sample; the paper knows noise only.",
+        "Each draw redraws the autoencoder's noise from cached means and deviations of the latents.",
+        "Optimiser, batch size and the number of queries are not in the paper: AdamW, 1 and 16.",
+        "Placeholders are read through hooks; no table is resized and one vector a text encoder is stored.",
+        "Baselines: DreamBooth in its LoRA form by default; Custom Diffusion's new word begins as the class noun.",
         "Region and base text are averaged; their sum, as equation 5 is printed, doubles keys and values (text_mix).",
         "Where boxes overlap, weights sum to 1 once; equation 9 as printed divides by the number of boxes twice.",
         "Outside all boxes the base prompt is read with the base's weights; the paper is silent.",
-        "In the unconditional half regions read the null text and keep their LoRA, so that one box over everything is "
-        "ordinary LoRA inference; the paper is silent.",
-        "Self-attention gets each LoRA at the positions of its box (self_lora); the paper's module is for "
-        "cross-attention only.",
+        "In the unconditional half regions read the null text and keep their LoRA; the paper is silent.",
+        "Self-attention gets each LoRA at the positions of its box (self_lora); the paper speaks of cross-attention.",
         "Region prompts are made by a template, and boxes are equal strips, where the user gives none.",
     ),
 )

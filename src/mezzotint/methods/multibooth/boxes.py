@@ -95,9 +95,7 @@ def coverage(boxes: Sequence[Box], grid: Grid) -> Bool[Tensor, "boxes height wid
     return covered
 
 
-def position_weights(
-    boxes: Sequence[Box], weights: Sequence[float], grid: Grid
-) -> Float[Tensor, "maps height width"]:
+def position_weights(boxes: Sequence[Box], weights: Sequence[float], grid: Grid) -> Float[Tensor, "maps height width"]:
     """Shares of the concepts, and of the background as the last map; they sum to 1 in every cell.
 
     Args:

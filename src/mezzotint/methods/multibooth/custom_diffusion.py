@@ -31,6 +31,8 @@ from .placeholder import Placeholders
 
 __all__ = ["closed_form", "custom_diffusion", "merged"]
 
+_RANK, _OUTSIDE = 1e-11, 1e-3
+
 
 def custom_diffusion(
     pipe: Any, subjects: Sequence[Subject], training: Training, *, prior: Prior | None, progress: bool = True
@@ -66,20 +68,23 @@ def closed_form(
         W0: the base model's matrix.
         C: features of the concepts' words, linearly independent.
         V: what they have to become.
-        C_reg: features of other captions, at least as many independent ones as there are inputs.
+        C_reg: features of other captions, which have to span those of the concepts' words.
 
     Raises:
-        ValueError: the captions' or the targets' features are not independent enough for a solution.
+        ValueError: they do not, or the targets' features are not independent.
     """
     wide, target, reference = W0.double(), C.double(), C_reg.double()
-    gram = reference.mT @ reference
-    if int(torch.linalg.matrix_rank(gram, hermitian=True)) < len(gram):
+    # The last layer norm of a text encoder can confine its features to a hyperplane, where the inverse does not exist.
+    # Nothing of the concepts' features points out of it, so the pseudo-inverse is exact there.
+    inverse = torch.linalg.pinv(reference.mT @ reference, rtol=_RANK, hermitian=True)
+    d = target @ inverse
+    if (target - d @ reference.mT @ reference).norm() > _OUTSIDE * target.norm():
         raise ValueError(
-            f"merging needs captions whose tokens span all {len(gram)} dimensions of the text features: give more"
+            f"merging needs captions whose tokens span the features of the concepts' words: {len(reference)} tokens do "
+            "not, give more"
         )
-    if len(target) > len(gram) or int(torch.linalg.matrix_rank(target)) < len(target):
+    if int(torch.linalg.matrix_rank(d @ target.mT)) < len(target):
         raise ValueError(f"the {len(target)} features of the concepts' words must be independent to be merged exactly")
-    d = torch.linalg.solve(gram, target.mT).mT
     missing = V.double() - wide @ target.mT
     v = torch.linalg.solve((d @ target.mT).mT, missing.mT)
     return (wide + v.mT @ d).to(W0.dtype)

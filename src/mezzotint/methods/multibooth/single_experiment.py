@@ -30,7 +30,7 @@ from .learning import class_lengths, learn_concept
 from .options import Options
 from .pictures import Subject
 from .textual_inversion import textual_inversion
-from .world import CONCEPTS, Thing, appearances, class_pictures, pictures_of
+from .world import CONCEPTS, Thing, class_pictures, pictures_of
 
 __all__ = [
     "ARMS",
@@ -39,6 +39,7 @@ __all__ = [
     "TEMPLATES",
     "Made",
     "Size",
+    "claims",
     "learn_arms",
     "measure_single",
     "options_of",
@@ -87,7 +88,7 @@ class Size:
     judge_views: int
 
 
-QUICK = Size(concepts=1, shown=4, steps=30, batch=4, pictures=8, sampling=15, judge_steps=200, judge_views=40)
+QUICK = Size(concepts=1, shown=4, steps=20, batch=4, pictures=4, sampling=10, judge_steps=200, judge_views=40)
 FULL = Size(concepts=4, shown=4, steps=400, batch=4, pictures=16, sampling=50, judge_steps=600, judge_views=40)
 
 
@@ -156,7 +157,7 @@ def painted(
         return decode(pipe, pipe(list(prompts), latents=noise.to(pipe.device), **settings).images)
 
 
-def measure_single(trial: Any, pipe: Any, seeds: Sequence[int], size: Size, *, guidance: float) -> None:
+def measure_single(trial: Any, pipe: Any, seeds: Sequence[int], size: Size, *, guidance: float, judge: Judge) -> None:
     """E1 and E4: identity, prompt, similarity, lengths and seconds of every arm.
 
     Args:
@@ -165,10 +166,9 @@ def measure_single(trial: Any, pipe: Any, seeds: Sequence[int], size: Size, *, g
         seeds: one row of every table each.
         size: how much is run.
         guidance: scale.
+        judge: trained on these concepts, at least.
     """
     kinds = CONCEPTS[: size.concepts]
-    judge = Judge.train(appearances(kinds), views=size.judge_views, steps=size.judge_steps, progress=False)
-    trial.note(f"The identity judge names {judge.accuracy:.1%} of held-out views of {len(judge.things)} appearances.")
     tables: dict[str, list[dict[str, list[float]]]] = {name: [] for name in (IDENTITY, ALIGNED, SIMILAR)}
     lengths: list[dict[str, list[float]]] = []
     seconds: list[dict[str, list[float]]] = []
