@@ -6,9 +6,12 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+import mezzotint
 from mezzotint import files
 from mezzotint.diffusion import Condition
-from mezzotint.methods.multibooth import Concept, base
+from mezzotint.evidence import Experiment
+from mezzotint.methods.multibooth import CARD, Concept, base, single_experiment
+from mezzotint.methods.multibooth import judge as judging
 from mezzotint.methods.multibooth.custom_diffusion import closed_form, custom_diffusion, merged
 from mezzotint.methods.multibooth.dreambooth import RARE, dreambooth
 from mezzotint.methods.multibooth.finetuned import Finetuned, summed
@@ -385,3 +388,26 @@ def test_the_vector_of_a_concept_is_what_its_prompt_reads(pipe):
         named, _ = Condition.from_prompt(pipe, f"a {concept.phrase}")
     assert torch.equal(same.encoder_hidden_states, plain.encoder_hidden_states)
     assert not torch.allclose(named.encoder_hidden_states, plain.encoder_hidden_states)
+
+
+@pytest.mark.slow
+def test_the_experiment_fills_every_table_at_the_smallest_size(monkeypatch):
+    monkeypatch.setattr(judging, "ENOUGH", -1.0)
+    trial = Experiment(CARD, seeds=(0,), settings={})
+    for name, kind, note in single_experiment.ARMS:
+        trial.arm(name, kind, note)
+    pipe = mezzotint.load("scenes")
+    pipe.set_progress_bar_config(disable=True)
+    size = single_experiment.Size(
+        concepts=1, shown=2, steps=1, batch=1, pictures=2, sampling=1, judge_steps=1, judge_views=2
+    )
+    judge = Judge.train(appearances(CONCEPTS[:1]), views=2, steps=1, progress=False)
+    single_experiment.measure_single(trial, pipe, (0,), size, guidance=6.0, judge=judge)
+    single_experiment.claims(trial)
+    found = {row.metric: row.values for row in trial.finish().rows}
+    lengths = {arm: table[0][0] for arm, table in found[single_experiment.LENGTH].items()}
+    noun = lengths[single_experiment.NOUN]
+    assert all(lengths[arm] == pytest.approx(noun, rel=1e-3) for arm in ("MultiBooth", "no regulariser", "no QFormer"))
+    assert all(lengths[arm] != pytest.approx(noun, rel=1e-2) for arm in ("no normalisation", "neither"))
+    assert found[single_experiment.IDENTITY].keys() == {name for name, _, _ in single_experiment.ARMS}
+    assert found[single_experiment.ALIGNED].keys() == found[single_experiment.IDENTITY].keys() - {"renders"}

@@ -429,7 +429,8 @@ def test_the_prior_term_is_added_with_its_weight(pipe):
     learnt, losses = Learnt("sks", ("a sks cube",)), []
     for weight in (0.0, 1.0, 3.0):
         prior = Prior(subject.mean[:1], subject.std[:1], ("a cube",), weight)
-        losses.append(float(Objective(pipe, None, [learnt], prior=prior)(gathered([subject]), step())[0]))
+        loss, _ = Objective(pipe, None, [learnt], prior=prior)(gathered([subject]), step())
+        losses.append(float(loss.detach()))
     assert losses[1] > losses[0]
     assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-4)
 
