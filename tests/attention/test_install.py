@@ -31,6 +31,7 @@ from mezzotint.attention import (
     during,
     install,
 )
+from mezzotint.diffusion import Condition, Denoiser, guided
 from tests.attention.conftest import UNET, Case, dit, frozen, normal, processors, sd, set_processors
 
 ZERO_MASK = LogitMask(torch.zeros(1))
@@ -313,3 +314,25 @@ def test_a_pipeline_says_itself_whether_it_is_guided(guidance: float, rows: slic
     with install(pipe, look):
         pipe(**given, height=8, width=8, num_inference_steps=3, guidance_scale=guidance, output_type="latent")
     assert seen == {(rows.start, rows.stop, step) for step in range(3)}
+
+
+@pytest.mark.parametrize(("make", "name"), [(sd, "encoder_hidden_states"), (dit, "class_labels")])
+def test_guided_denoisers_say_which_rows_are_which(make: Any, name: str) -> None:
+    """Also where they do not stack as the model's own pipeline does (DiT), or have no unconditional rows at all."""
+    case, rows = make(), []
+    cond, uncond = (Condition(**{name: case.arguments[name][part]}) for part in (slice(0, 2), slice(2, 4)))
+    watch = Observe(lambda call, _: rows.append(call.rows), of="output", branch="cond")
+    other = Observe(lambda call, _: rows.append(-1), of="output", branch="uncond")
+    denoiser = Denoiser(case.model, DDIMScheduler())
+    with install(case.model, watch):
+        for scale, wanted in ((1.0, slice(0, 2)), (3.0, slice(2, 4))):
+            guided(denoiser, cond, uncond, scale).eps(case.latent[:2], 401)
+            assert set(map(str, rows)) == {str(wanted)}
+            rows.clear()
+        with install(case.model, other):
+            guided(denoiser, cond, None, 1.0).eps(case.latent[:2], 401)
+            assert -1 not in rows
+        with install(case.model, branches=("cond", "uncond")):
+            rows.clear()
+            guided(denoiser, cond, uncond, 3.0).eps(case.latent[:2], 401)
+            assert set(map(str, rows)) == {str(slice(0, 2))}, "what was said at installation counts more"

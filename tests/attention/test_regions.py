@@ -20,6 +20,7 @@ from mezzotint.attention import (
     Regions,
     install,
     resize_maps,
+    sites,
     split_heads,
 )
 from tests.attention.conftest import CLOSE, Case, dit, normal, refuses, sd, text_mask
@@ -125,6 +126,87 @@ def test_keys_may_get_a_low_rank_update_by_place(unet: Case) -> None:
             if isinstance(layer, Attention) and not layer.is_cross_attention:
                 layer.to_k.weight += up[layer.query_dim] @ down[layer.query_dim]
     torch.testing.assert_close(local, unet.run(), **CLOSE)
+
+
+def adapted(case: Case, update: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+    """The pass with B A added to the weights of the layers."""
+    with torch.no_grad():
+        for sign in (1, -1):
+            for name, (down, up) in update.items():
+                case.model.get_submodule(name).weight += sign * (up @ down)
+            if sign == 1:
+                output = case.run()
+    return output
+
+
+@pytest.mark.parametrize("branch", [None, "uncond", "cond"])
+def test_a_low_rank_update_everywhere_is_one_of_the_weights(text_case: Case, branch: str | None) -> None:
+    """With the model's own tokens, and its own mask of them."""
+    update = {
+        f"{site.name}.{part}": (normal(2, site.context_dim, seed=1), 0.3 * normal(site.query_dim, 2, seed=2))
+        for site in sites(text_case.model)
+        if site.kind == "cross"
+        for part in ("to_k", "to_v")
+    }
+    plain, wanted = text_case.run(), adapted(text_case, update)
+    assert not torch.allclose(plain, wanted, **CLOSE)
+    edit = Regions((Region(torch.ones(8, 8), None, low_rank=update),), branch=branch)
+    rows = {None: slice(0, 4), "uncond": slice(0, 2), "cond": slice(2, 4)}[branch]
+    with install(text_case.model, edit):
+        found = text_case.run()
+    torch.testing.assert_close(found[rows], wanted[rows], **CLOSE)
+    others = [row for row in range(4) if not rows.start <= row < rows.stop]
+    torch.testing.assert_close(found[others], plain[others], **CLOSE)
+    with install(text_case.model, Regions((Region(torch.ones(8, 8), None),), branch=branch)):
+        torch.testing.assert_close(text_case.run(), plain, **CLOSE)
+
+
+@pytest.mark.parametrize("length", [3, 7, 12])
+def test_one_region_may_read_another_text_in_each_branch(unet: Case, length: int) -> None:
+    left, other = torch.zeros(8, 8), normal(1, length, 12, seed=9)
+    left[:, :4] = 1
+    with install(unet.model, Regions((Region(left, other),), branch="cond")):
+        wanted = unet.run()
+    with install(unet.model, Regions((Region(left, {"cond": other}),))):
+        torch.testing.assert_close(unet.run(), wanted, **CLOSE)
+    three = Case(unet.model, unet.latent[:3], {"encoder_hidden_states": normal(3, 7, 12)})
+    refuses(three, Regions((Region(left, {"cond": other}),)), "cannot be divided into the guidance branches")
+
+
+def test_keys_of_a_region_are_made_once_a_run_and_anew_when_anything_changed(unet: Case) -> None:
+    text, made = normal(1, 5, 12, seed=9), []
+    layer = next(layer for layer in unet.model.modules() if isinstance(layer, Attention) and layer.is_cross_attention)
+    hook = layer.to_k.register_forward_hook(lambda _, given, __: made.append(given[0].shape[1]))
+    regions = Regions((Region(torch.ones(8, 8), text),))
+
+    def fresh() -> Tensor:
+        with install(unet.model, Regions((Region(torch.ones(8, 8), text),))):
+            return unet.run()
+
+    with install(unet.model, regions):
+        for timestep in (900, 600, 300, 900):  # the last begins a new run
+            unet.run(timestep)
+        assert [made.count(5), made.count(7)] == [2, 4]
+        first = unet.run(800)
+        with torch.no_grad():
+            text += 1
+        second = unet.run(700)
+        torch.testing.assert_close(unet.run(401), fresh(), **CLOSE)
+        with torch.no_grad():
+            layer.to_k.weight *= 2
+        torch.testing.assert_close(unet.run(401), fresh(), **CLOSE)
+    hook.remove()
+    assert not torch.allclose(first, second, **CLOSE)
+
+
+def test_gradients_reach_the_text_of_a_region_in_every_pass(unet: Case) -> None:
+    text = normal(1, 5, 12, seed=9)
+    edit = Regions((Region(torch.ones(8, 8), text),))
+    with install(unet.model, edit):
+        unet.run(900)  # kept without gradients, which must not be taken for one with them
+        text.requires_grad_(True)
+        gradients = [torch.autograd.grad(unet.run(time).square().mean(), text)[0] for time in (600, 300)]
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
 
 
 def test_regions_take_any_shape_and_their_own_rounding() -> None:

@@ -45,6 +45,10 @@ SCHEDULE = (
     "--model {model} --steps 3 --data self --prompts a --samples 4 --levels 11 --candidates 3 --no-early-stopping "
     "--stop-samples 2 --out {out}/steps.json"
 )
+LEARN = (
+    "--model {model} --images {out}/world/images --class-word cube --steps 1 --rank 1 --encoder free --templates {{}} "
+    "--out {out}/concept"
+)
 # One quick command or more for each verb; {model} is a tiny pipeline, {out} a folder of the test's own.
 COMMANDS = {
     "sample": ["cube --model {model} --steps 2 --seed 1 --out {out}/x.png"],
@@ -59,6 +63,7 @@ COMMANDS = {
     "doctor": ["", "--json"],
     "schedule": [SCHEDULE],
     "distill": ["--model {model} --data scenes --pictures 2 --steps 1 --batch-size 2 --out {out}/four"],
+    "learn": [LEARN],
     "quantize": ["--model {model} --weights 8 --group auto --rounding rtn --out {out}/small"],
 }
 

@@ -18,14 +18,13 @@ from mezzotint.attention.edits import (
     Output,
     Probabilities,
     Record,
-    Region,
-    Regions,
     States,
     during,
 )
-from mezzotint.attention.heads import merge_heads, split_heads
+from mezzotint.attention.heads import low_rank, merge_heads, split_heads
 from mezzotint.attention.plan import Installation
 from mezzotint.attention.processor import install
+from mezzotint.attention.regions import LowRank, Region, Regions
 from mezzotint.attention.sites import Site, backbone, resize_maps, sites
 
 __all__ = [
@@ -35,6 +34,7 @@ __all__ = [
     "Installation",
     "KeysValues",
     "LogitMask",
+    "LowRank",
     "Moment",
     "Observe",
     "Output",
@@ -47,6 +47,7 @@ __all__ = [
     "backbone",
     "during",
     "install",
+    "low_rank",
     "merge_heads",
     "resize_maps",
     "sites",

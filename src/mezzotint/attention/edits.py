@@ -8,7 +8,7 @@ Stages follow each other in this order, whatever the order of installation (`pro
 2. `KeysValues`     queries, keys and values themselves
 3. `LogitMask`      additive biases on the logits; several add up; the fused kernel is kept
 4. `Probabilities`  functions of the explicit softmax; only these rows of these sites leave the fused kernel
-5. `Regions`        several contexts, mixed by spatial weights
+5. `Regions`        several contexts, mixed by spatial weights (`regions.py`)
 6. `Output`         the result of attention, before the layer's output projection
 7. the image keys of an IP-Adapter underneath, if there is one, are added unedited
 
@@ -19,14 +19,14 @@ Gradients flow through every stage.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mezzotint.attention.heads import Projection, as_bias, fused, project_keys_values
+from mezzotint.attention.heads import as_bias, fused
 from mezzotint.attention.sites import Grid, Kind, Site, resize_maps
 
 Queries = Float[Tensor, "rows heads queries head_dim"]
@@ -49,6 +49,21 @@ class Moment:
     timestep: float | None = None
 
 
+def divided(batch: int, branches: tuple[str, ...]) -> list[tuple[str, slice]]:
+    """Each guidance branch with its equal share of a batch, in order.
+
+    Raises:
+        ValueError: the batch has no such shares.
+    """
+    size, rest = divmod(batch, len(branches))
+    if rest:
+        raise ValueError(
+            f"a batch of {batch} cannot be divided into the guidance branches {branches}; "
+            'name those it has, e.g. branches=("cond",)'
+        )
+    return [(name, slice(index * size, (index + 1) * size)) for index, name in enumerate(branches)]
+
+
 def during(start: int = 0, stop: int | None = None) -> Callable[[Moment], bool]:
     """A `when` that is true for steps `start` <= step < `stop` (None: to the end)."""
     return lambda moment: start <= moment.step and (stop is None or moment.step < stop)
@@ -68,6 +83,7 @@ class Call:
         batch: rows in the whole batch.
         hidden: tokens the queries are computed from, [rows, queries, query_dim].
         context: tokens the model gave for keys and values, [rows, keys, context_dim]; `hidden` at self-attention.
+        branches: names of the guidance branches that these rows are, in order.
     """
 
     site: Site
@@ -79,6 +95,11 @@ class Call:
     batch: int
     hidden: Float[Tensor, "rows queries query_dim"]
     context: Float[Tensor, "rows keys context_dim"]
+    branches: tuple[str, ...] = ()
+
+    def by_branch(self) -> list[tuple[str, slice]]:
+        """The guidance branches of these rows, each with its rows among them."""
+        return divided(len(self.hidden), self.branches)
 
     def require_grid(self) -> Grid:
         """The query grid; ValueError where there is none."""
@@ -209,69 +230,6 @@ class Probabilities(Edit):
 
 
 @dataclass(frozen=True, eq=False)
-class Region:
-    """A context of its own for a part of the picture.
-
-    Attributes:
-        weight: share of this region in every cell, [height, width] in 0..1, resized to each site by area; or a function
-            from a site's grid to its weights, for those who round in their own way.
-        context: [rows or 1, tokens, context_dim] of the layers edited.
-        bias: additive mask of the context's tokens, [rows or 1, tokens].
-        project: (linear, context) -> projected context, in place of `linear(context)` for `to_k` and `to_v`.
-    """
-
-    weight: Float[Tensor, "height width"] | Callable[[Grid], Float[Tensor, "height width"]]
-    context: Float[Tensor, "rows tokens context_dim"]
-    bias: Float[Tensor, "rows tokens"] | None = None
-    project: Projection | None = None
-
-    def weights(self, grid: Grid) -> Float[Tensor, " cells"]:
-        """Weights of the cells of a site, row by row of the picture."""
-        weight = resize_maps(self.weight, grid) if isinstance(self.weight, Tensor) else self.weight(grid)
-        if tuple(weight.shape) != grid or bool((weight < 0).any()):
-            raise ValueError(f"region weights on a grid {grid} are its cells' shares, at least 0; got {weight}")
-        return weight.flatten()
-
-
-@dataclass(frozen=True, eq=False)
-class Regions(Edit):
-    """Several contexts mixed by spatial weights: output = (1 - sum_i w_i) * base + sum_i w_i * attention(Q, K_i, V_i).
-
-    Each cell asks every context by itself, so attention of a region is computed only in cells where its weight is
-    not 0. Masks of other edits and of the model concern the base context, whose tokens they name. Weights are worked
-    out once per grid.
-
-    Attributes:
-        regions: at least one; in no cell may their weights sum to more than 1.
-    """
-
-    regions: tuple[Region, ...]
-    kind: Kind | None = field(default="cross", kw_only=True)
-    _cells: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
-
-    def mix(self, call: Call, output: Queries, states: States) -> Queries:
-        """Stage 5."""
-        base, cells = self._on_grid(call.require_grid(), output.device)
-        mixed = output * base.to(output.dtype)[:, None]
-        for region, (chosen, weights) in zip(self.regions, cells, strict=True):
-            if len(chosen):
-                part = _attend_region(region, call, states, states.query[:, :, chosen])
-                mixed = mixed.index_add(2, chosen, part * weights.to(part.dtype)[:, None])
-        return mixed
-
-    def _on_grid(self, grid: Grid, device: torch.device) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        if (grid, device) not in self._cells:
-            shares = torch.stack([region.weights(grid).to(device, torch.float32) for region in self.regions])
-            total = shares.sum(0)
-            if total.max() > 1 + 1e-4:
-                raise ValueError(f"weights of the regions sum to {total.max():.4g} in a cell; at most 1 is allowed")
-            chosen = [share.nonzero().flatten() for share in shares]
-            cells = [(where, share[where]) for where, share in zip(chosen, shares, strict=True)]
-            self._cells[grid, device] = (1 - total).clamp(0, 1), cells
-        return self._cells[grid, device]
-
-
-@dataclass(frozen=True, eq=False)
 class Output(Edit):
     """A function of what attention gave, before the layer's output projection.
 
@@ -359,16 +317,3 @@ class Record:
             per_key = seen.mean(1).transpose(1, 2).unflatten(-1, grid)
             maps.append(per_key if grid == size else resize_maps(per_key, size, mode="bicubic"))
         return torch.stack(maps).mean(0)
-
-
-def _attend_region(region: Region, call: Call, states: States, query: Queries) -> Queries:
-    rows, device = query.shape[0], query.device
-    context = region.context.to(device=device, dtype=call.context.dtype)
-    if context.shape[0] not in (1, rows):
-        raise ValueError(f"a region's context has {context.shape[0]} rows; 1 or {rows} are needed here")
-    key, value = project_keys_values(
-        call.attention, context, context, cross=call.site.kind == "cross", project=region.project
-    )
-    bias = None if region.bias is None else as_bias(region.bias[:, None, None], query, key.shape[2])
-    key, value = key.expand(rows, -1, -1, -1), value.expand(rows, -1, -1, -1)
-    return fused(query, key, value, bias, scale=states.scale)

@@ -68,6 +68,19 @@ def project_keys_values(
     return (key if attention.norm_k is None else attention.norm_k(key)), value
 
 
+def low_rank(
+    tokens: Float[Tensor, "*batch in"], A: Float[Tensor, "rank in"], B: Float[Tensor, "out rank"]
+) -> Float[Tensor, "*batch out"]:
+    """B A x, the update of a linear layer (arXiv 2106.09685, equation 3), in the precision of the tokens."""
+    return F.linear(F.linear(tokens, A.to(tokens)), B.to(tokens))
+
+
+def padded(tensor: Float[Tensor, "..."], length: int, dim: int, value: float = 0.0) -> Float[Tensor, "..."]:
+    """The tensor with a value appended along a dimension (counted from 0), up to a length."""
+    missing = length - tensor.shape[dim]
+    return F.pad(tensor, [0, 0] * (tensor.ndim - 1 - dim) + [0, missing], value=value) if missing else tensor
+
+
 def as_bias(
     mask: Float[Tensor, "..."] | Bool[Tensor, "..."], like: Float[Tensor, "rows heads queries head_dim"], keys: int
 ) -> Float[Tensor, "b h q k"]:

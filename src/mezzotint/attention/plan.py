@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mezzotint.attention.edits import Edit, Moment
+from mezzotint.attention.edits import Edit, Moment, divided
 from mezzotint.attention.sites import Grid, Site, located_sites
+from mezzotint.diffusion.branches import running
 
 Branches = tuple[str, ...]
 
@@ -114,20 +115,15 @@ class Plan:
         branches = self.branches()
         if edit.branch not in branches:
             return None
-        size, rest = divmod(batch, len(branches))
-        if rest:
-            raise ValueError(
-                f"a batch of {batch} cannot be divided into the guidance branches {branches}; "
-                'name those it has, e.g. branches=("cond",)'
-            )
-        index = branches.index(edit.branch)
-        return slice(index * size, (index + 1) * size)
+        return dict(divided(batch, branches))[edit.branch]
 
     def branches(self) -> Branches:
-        """Names of the guidance branches of a pass: what was said last, else what the pipeline does."""
+        """Names of the guidance branches of a pass: what was said last, else what the caller or the pipeline does."""
         for installation in reversed(self.installations):
             if installation.branches is not None:
                 return installation.branches
+        if (names := running()) is not None:
+            return names
         guided = [getattr(each.pipe, "do_classifier_free_guidance", None) for each in self.installations]
         if guided.count(False) > 0:
             return ("cond",)

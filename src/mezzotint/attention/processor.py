@@ -41,8 +41,9 @@ def install(model_or_pipe: Any, *edits: Edit, branches: Branches | None = None) 
 
     Rows of a batch are cut into equal runs, one a guidance branch. `branches` names them in order. Left out, they are
     ("uncond", "cond"), as diffusers' pipelines stack them, or ("cond", "uncond") for a DiT, whose pipeline stacks them
-    so; a pipeline that says it is not guided (`do_classifier_free_guidance`) has ("cond",). Edits of a branch that a
-    pass does not contain rest during it. `Installation.passing` changes the names for some passes.
+    so; a pipeline that says it is not guided (`do_classifier_free_guidance`) has ("cond",), and a guided denoiser of
+    `mezzotint.diffusion` says itself what it stacks. Edits of a branch that a pass does not contain rest during it.
+    `Installation.passing` changes the names for some passes.
 
     Steps are counted from the timesteps the model is called with: a changed one is a new step, and one that goes back
     against the direction so far is step 0 of a new trajectory. Reading it waits for the device once a pass.

@@ -25,11 +25,11 @@ from mezzotint.attention.edits import (
     Observe,
     Output,
     Probabilities,
-    Regions,
     States,
 )
-from mezzotint.attention.heads import as_bias, fused, probabilities, project_keys_values, project_query
+from mezzotint.attention.heads import as_bias, fused, padded, probabilities, project_keys_values, project_query
 from mezzotint.attention.plan import Plan
+from mezzotint.attention.regions import Regions
 from mezzotint.attention.sites import Site
 
 AnyEdit = TypeVar("AnyEdit", bound=Edit)
@@ -210,6 +210,7 @@ class EditedPass:
             batch=self.batch,
             hidden=self.hidden[rows],
             context=self.context[rows],
+            branches=self.plan.branches() if edit.branch is None else (edit.branch,),
         )
 
     def _note_padding(self, old: int, new: int, rows: slice) -> None:
@@ -240,12 +241,7 @@ def _splice(whole: Tensor, rows: slice, part: Tensor, dim: int) -> Tensor:
     if rows == slice(0, whole.shape[0]):
         return part
     length = max(whole.shape[dim], part.shape[dim])
-    return _join([_padded(piece, length, dim) for piece in (whole[: rows.start], part, whole[rows.stop :])])
-
-
-def _padded(tensor: Tensor, length: int, dim: int) -> Tensor:
-    missing = length - tensor.shape[dim]
-    return F.pad(tensor, [0, 0] * (tensor.ndim - 1 - dim) + [0, missing]) if missing else tensor
+    return _join([padded(piece, length, dim) for piece in (whole[: rows.start], part, whole[rows.stop :])])
 
 
 def _join(pieces: list[Tensor]) -> Tensor:

@@ -44,6 +44,7 @@ class Condition:
         *,
         height: int | None = None,
         width: int | None = None,
+        gradients: bool = False,
     ) -> tuple[Condition, Condition]:
         """Encode prompts as the pipeline itself would, once; returns (conditional, unconditional) of equal batch.
 
@@ -57,6 +58,7 @@ class Condition:
             negative_prompt: what to steer away from; one for all, or one a prompt.
             height: picture height in pixels for models conditioned on it; default the pipeline's own.
             width: picture width in pixels, likewise.
+            gradients: whether the text encoders' work is recorded, to train what they read.
 
         Raises:
             ValueError: for no prompt, another number of negative prompts, or a pipeline of an unknown layout.
@@ -68,7 +70,7 @@ class Condition:
         if len(negative) not in (1, len(positive)):
             raise ValueError(f"negative_prompt must be one or {len(positive)} (one a prompt), got {len(negative)}")
         negative = negative * len(positive) if len(negative) == 1 else negative
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             return _encoder(pipe)(pipe, positive, negative, (height, width))
 
     @staticmethod

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mezzotint.diffusion.branches import stacked
 from mezzotint.diffusion.condition import Condition
 from mezzotint.diffusion.denoiser import Predictor
 from mezzotint.diffusion.levels import Timestep, per_item
@@ -85,12 +86,16 @@ class Composed(Predictor):
         if cond is not None:
             raise ValueError("the conditions of a guided denoiser are already bound; call it without one")
         rows = self._condition(len(x))
-        if self.plain:
-            return self.denoiser.model_output(x, t, rows)
         count = len(self.conditions)
-        steps = t.repeat(count) if isinstance(t, Tensor) and t.ndim else t
-        outputs = self.denoiser.model_output(torch.cat([x] * count), steps, rows).chunk(count)
-        return self._sum(outputs)
+        steps = t.repeat(count) if count > 1 and isinstance(t, Tensor) and t.ndim else t
+        with stacked(*self._branches()):
+            outputs = self.denoiser.model_output(torch.cat([x] * count) if count > 1 else x, steps, rows)
+        return outputs if self.plain else self._sum(outputs.chunk(count))
+
+    def _branches(self) -> tuple[str, ...]:
+        """What edits of attention call these rows; many prompts have no customary names."""
+        names = ("cond",) if self.plain else ("uncond", "cond")
+        return names if len(self.conditions) == len(names) else ()
 
     def _sum(self, outputs: Sequence[Tensor]) -> Tensor:
         base = result = outputs[0]

@@ -1,0 +1,174 @@
+"""What the parts with several concepts compare: sizes and layouts, and every way of learning and applying concepts.
+
+Concepts are learnt one by one; the baselines jointly, in as many steps as all of these together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+from mezzotint.worlds.scenes import caption, sample
+
+from . import place, single_experiment
+from .concept import Concept
+from .custom_diffusion import custom_diffusion, merged
+from .dreambooth import RARE, dreambooth
+from .finetuned import Finetuned, summed
+from .joint import Training, prior_of
+from .learning import learn_concept
+from .pictures import Subject
+from .textual_inversion import textual_inversion
+from .world import Thing, class_pictures, pictures_of
+
+__all__ = ["ARMS", "FULL", "LAYOUTS", "PAIRS", "QUICK", "WORDS", "Learnt", "Sides", "Size", "learn_all"]
+
+PAIRS = "two concepts, side by side"
+OURS, SUMMED, SUM, CROSS = "MultiBooth", "no regions", "texts summed", "no LoRA in self-attention"
+INVERTED, BOOTH, CUSTOM, MERGED = "Textual Inversion", "DreamBooth", "Custom Diffusion", "Custom Diffusion, merged"
+WORDS = ("<S>", "<V>", "<W>", "<X>", "<Y>")
+
+ARMS: tuple[tuple[str, Any, str], ...] = (
+    (MERGED, "baseline", "models learnt one by one, merged in closed form"),
+    (SUMMED, "ablation", "the LoRA of all concepts summed over the whole picture, the base prompt, no boxes"),
+    (SUM, "ablation", "region and base text are added, as equation 5 is printed"),
+    (CROSS, "ablation", "regional LoRA in cross-attention alone"),
+)
+"""Arms that the part on single concepts does not have."""
+
+Sides: TypeAlias = tuple[float, float, float, float]
+
+LAYOUTS: dict[str, tuple[tuple[Sides, ...], ...]] = {
+    PAIRS: (((0, 0, 0.5, 1), (0.5, 0, 1, 1)),),
+    "two concepts, overlapping": (
+        ((0, 0, 0.6, 1), (0.4, 0, 1, 1)),
+        ((0, 0, 0.65, 0.8), (0.35, 0.2, 1, 1)),
+        ((0, 0, 0.7, 1), (0.45, 0.25, 1, 1)),
+    ),
+    "three concepts, side by side": (((0, 0, 0.34, 1), (0.33, 0, 0.67, 1), (0.66, 0, 1, 1)),),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is run.
+
+    Attributes:
+        learning: concepts, their pictures, and steps of learning one.
+        pictures: of each combination and condition.
+        conditions: of `LAYOUTS`.
+        arms: which are run.
+        rounds: of timing; each makes one picture with every number of concepts.
+        counts: numbers of concepts that are timed.
+    """
+
+    learning: single_experiment.Size
+    pictures: int
+    conditions: tuple[str, ...]
+    arms: tuple[str, ...]
+    rounds: int
+    counts: tuple[int, ...] = (0, 1, 2, 3, 5)
+
+
+QUICK = Size(
+    single_experiment.Size(
+        concepts=2, shown=4, steps=30, batch=4, pictures=8, sampling=15, judge_steps=200, judge_views=40
+    ),
+    pictures=8,
+    conditions=(PAIRS,),
+    arms=(OURS, SUMMED, SUM),
+    rounds=3,
+    counts=(0, 2, 5),
+)
+FULL = Size(
+    single_experiment.FULL,
+    pictures=8,
+    conditions=tuple(LAYOUTS),
+    arms=(OURS, SUMMED, SUM, CROSS, INVERTED, BOOTH, CUSTOM, MERGED),
+    rounds=9,
+)
+
+Way: TypeAlias = Callable[[Sequence[int], str, Sequence[Sides]], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Learnt:
+    """All that one seed has learnt.
+
+    Attributes:
+        concepts: stored concepts with placeholders of their own.
+        models: the baselines, each with all concepts.
+        phrases: by arm, how prompts name each concept; those of `concepts` where an arm is not named.
+    """
+
+    concepts: tuple[Concept, ...]
+    models: Mapping[str, Finetuned]
+    phrases: Mapping[str, tuple[str, ...]]
+
+    def prompt(self, arm: str, chosen: Sequence[int]) -> str:
+        """What an arm is asked for."""
+        own = tuple(concept.phrase for concept in self.concepts)
+        return " and ".join(f"a {self.phrases.get(arm, own)[index]}" for index in chosen)
+
+    def way(self, pipe: Any, arm: str) -> Way:
+        """How an arm is applied to a pipeline: (concepts, prompt, boxes) -> context."""
+        if arm in (OURS, SUM, CROSS):
+            changes: dict[str, Any] = {SUM: {"text_mix": "sum"}, CROSS: {"self_lora": "off"}}.get(arm, {})
+            return lambda chosen, prompt, boxes: place(
+                pipe, prompt, [self.concepts[index] for index in chosen], boxes=boxes, **changes
+            )
+        if arm == SUMMED:
+            return lambda chosen, *_: summed(pipe, [self.concepts[index] for index in chosen]).applied(pipe)
+        return lambda *_: self.models[arm].applied(pipe)
+
+
+def learn_all(pipe: Any, kinds: Sequence[Thing], size: Size, seed: int) -> Learnt:
+    """Learn every thing alone, and all of them jointly by the baselines.
+
+    Args:
+        pipe: the base; it stays as it is.
+        kinds: what is learnt.
+        size: how much is run.
+        seed: of pictures, weights and draws.
+    """
+    one = size.learning
+    shown = [pictures_of(kind, one.shown, seed=seed) for kind in kinds]
+    named = list(zip(WORDS, kinds, shown, strict=False))
+    concepts = tuple(
+        learn_concept(pipe, pictures, single_experiment.options_of(kind, one, seed, placeholder=word), progress=False)
+        for word, kind, pictures in named
+    )
+    if not {INVERTED, BOOTH, CUSTOM, MERGED} & set(size.arms):
+        return Learnt(concepts, {}, {})
+    subjects = [Subject.of(pipe, pictures, word=word, class_word=kind.class_word) for word, kind, pictures in named]
+    models = dict(_baselines(pipe, subjects, kinds, size=size, seed=seed))
+    return Learnt(concepts, models, {arm: model.phrases for arm, model in models.items()})
+
+
+def _baselines(
+    pipe: Any, subjects: Sequence[Subject], kinds: Sequence[Thing], *, size: Size, seed: int
+) -> Iterator[tuple[str, Finetuned]]:
+    one = size.learning
+    prior = prior_of(pipe, {kind.class_word: class_pictures(kind, 4 * one.shown, seed=seed) for kind in kinds})
+    settings = partial(Training, batch_size=one.batch, templates=single_experiment.TEMPLATES, seed=seed)
+    alone, together = one.steps, one.steps * len(subjects)
+    custom = partial(custom_diffusion, pipe, prior=prior, progress=False)
+    if INVERTED in size.arms:
+        way = settings(steps=alone, learning_rate=5e-3)
+        yield INVERTED, summed(pipe, [textual_inversion(pipe, each, way, progress=False) for each in subjects])
+    if BOOTH in size.arms:
+        rare = [
+            Subject(word, each.class_word, each.mean, each.std, each.features)
+            for word, each in zip(RARE, subjects, strict=False)
+        ]
+        way = settings(steps=together, learning_rate=1e-3)
+        yield BOOTH, dreambooth(pipe, rare, way, prior=prior, rank=8, progress=False)
+    if CUSTOM in size.arms:
+        yield CUSTOM, custom(subjects, settings(steps=together, learning_rate=2e-4, token_rate=10.0))
+    if MERGED in size.arms:
+        way = settings(steps=alone, learning_rate=2e-4, token_rate=10.0)
+        captions = [caption(scene, "plain", seed=seed).text for scene in sample(200, seed=seed, split="train")]
+        yield MERGED, merged(pipe, [custom([each], way) for each in subjects], captions)
