@@ -133,7 +133,8 @@ def _must_be_verb(tagged: Reading, index: int, text: str) -> bool:
         return determined and tagged.lexicon.is_plural(previous) and text.isalpha()
     alone = tagged.text(tagged.phrase_start(index)) in _SINGULAR
     acts = determined or tagged.text(index + 1) in tagged.lexicon.prepositions
-    return (alone and acts) or (determined and previous in tagged.lexicon.animate)
+    several = tagged.lexicon.is_plural(previous)
+    return ((alone or several) and acts) or (determined and previous in tagged.lexicon.animate)
 
 
 def _irregular(tagged: Reading, index: int, text: str, before: str) -> str | None:
@@ -149,6 +150,8 @@ def _is_third_person(tagged: Reading, index: int, text: str, before: str) -> boo
     strong = text in tagged.lexicon.strong
     if tagged.is_pronoun(index - 1):
         return True
+    if tagged.text(index + 1) in tagged.lexicon.strong:
+        return False
     if before in {"D", "G"}:
         return strong and tagged.text(index - 1) in _STANDING_ALONE
     if before == "A":
