@@ -148,10 +148,9 @@ def _irregular(tagged: Reading, index: int, text: str, before: str) -> str | Non
 
 def _is_third_person(tagged: Reading, index: int, text: str, before: str) -> bool:
     strong = text in tagged.lexicon.strong
-    if tagged.is_pronoun(index - 1):
-        return True
-    if tagged.text(index + 1) in tagged.lexicon.strong:
-        return False
+    if tagged.is_pronoun(index - 1) or tagged.text(index + 1) in tagged.lexicon.strong:
+        # "who walks", but not the scrubs of "a surgeon in green scrubs holds"
+        return tagged.is_pronoun(index - 1)
     if before in {"D", "G"}:
         return strong and tagged.text(index - 1) in _STANDING_ALONE
     if before == "A":
