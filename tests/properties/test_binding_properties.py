@@ -10,7 +10,7 @@ from mezzotint.methods.binding.rule_parser import RuleParser
 from mezzotint.methods.binding.tokens import focus_matrix
 from mezzotint.methods.binding.words import Binding
 
-ANY = st.text(max_size=80)
+ANY = st.text(max_size=60)
 SPOKEN = st.lists(
     st.sampled_from(
         [
@@ -57,7 +57,7 @@ SPOKEN = st.lists(
             "both",
         ]
     ),
-    max_size=18,
+    max_size=14,
 ).map(" ".join)
 COLOURS = st.sampled_from(["red", "blue", "green", "striped", "wooden", "old", "tiny"])
 NOUNS = st.sampled_from(["cube", "dog", "car", "house", "lamp", "umbrella", "bear"])

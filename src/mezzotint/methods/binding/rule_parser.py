@@ -43,7 +43,7 @@ class RuleParser:
 
 
 def is_english(words: Sequence[Word]) -> bool:
-    """Whether a text may be English: it has English words, and not more of another language; or very few words."""
+    """Whether a text may be English: it has English words, and not more of another language; or but a few words."""
     known = lexicon()
     texts = [word.text.lower() for word in words if any(letter.isalpha() for letter in word.text)]
     english = sum(known.is_known(text) for text in texts)
@@ -51,4 +51,4 @@ def is_english(words: Sequence[Word]) -> bool:
     strange = sum(not text.isascii() for text in texts)
     if 2 * strange > len(texts) or foreign > english:
         return False
-    return english > 0 or len(texts) < 3
+    return english > 0 or (foreign + strange == 0 and len(texts) < 6)

@@ -116,8 +116,10 @@ def _is_listed(tagged: Reading, index: int) -> bool:
 
 
 def _is_tint(tagged: Reading, index: int, text: str) -> bool:
-    """A noun that is a colour here: "a salmon shirt", "the dress is peach"."""
+    """A noun that is a colour here: "a salmon shirt", "the dress is peach", "is jet black"."""
     words, after = tagged.lexicon, tagged.text(index + 1)
+    if text in words.shade_nouns and after in words.basic_colours and tagged.is_be(index - 1):
+        return True
     if text not in words.noun_colours:
         return False
     if tagged.is_be(index - 1) and not tagged.goes_on(index + 1):

@@ -13,6 +13,7 @@ __all__ = ["tag_ed", "tag_ing", "tag_verb"]
 _SINGULAR = frozenset(["a", "an", "one", "this", "each", "every", "another", "that"])
 _STANDING_ALONE = frozenset(
     [
+        "all",
         "one",
         "two",
         "three",
@@ -40,7 +41,9 @@ def tag_ing(tagged: Reading, index: int, text: str) -> str:
         return "V" if _is_gerund_at_work(tagged, index, text, before) else "N"
     if text == "looking" and before == "A" and tagged.goes_on(index + 1):
         return "A"
-    if tagged.is_determined(index + 1) or (text in words.transitive_ing and before not in {"D", "G"}):
+    alone = before == "D" and tagged.text(index - 1) in _STANDING_ALONE
+    acts = text in words.transitive_ing and (alone or before not in {"D", "G"})
+    if tagged.is_determined(index + 1) or acts:
         return "V"
     if tagged.goes_on(index + 1):
         return "A" if before in {"D", "G"} or _may_describe(tagged, index, text, before) else "V"
@@ -87,7 +90,7 @@ def tag_ed(tagged: Reading, index: int, text: str) -> str:
     if before == "N":
         joined = text in words.ed_after_noun and not words.is_plural(tagged.text(index - 1))
         return "A" if goes_on and joined else "V"
-    if before == "V" and tagged.text(index - 1) in words.be:
+    if before == "V" and tagged.is_be(index - 1):
         return "A" if listed and after not in words.prepositions else "V"
     closing = before in {"C", "P"} and listed and tagged.tag(index - 2) == "A"
     return "A" if closing or (goes_on and _may_be_participle(tagged, index, before, listed=listed)) else "V"
@@ -109,7 +112,7 @@ def tag_verb(tagged: Reading, index: int, text: str) -> str | None:
     """V for a finite verb, A for an irregular participle before its noun, N for a noun that could be a verb."""
     words = tagged.lexicon
     before = tagged.before(index)
-    if text in words.copulas and before == "N" and tagged.leads_to_adjective(index + 1):
+    if text in words.copulas and before in {"N", "V"} and tagged.leads_to_adjective(index + 1):
         return "V"
     if text in words.irregular:
         return _irregular(tagged, index, text, before)
@@ -130,7 +133,8 @@ def _must_be_verb(tagged: Reading, index: int, text: str) -> bool:
         return determined and tagged.lexicon.is_plural(previous) and text.isalpha()
     alone = tagged.text(tagged.phrase_start(index)) in _SINGULAR
     acts = determined or tagged.text(index + 1) in tagged.lexicon.prepositions
-    return (alone and acts) or (determined and previous in tagged.lexicon.animate)
+    several = tagged.lexicon.is_plural(previous)
+    return ((alone or several) and acts) or (determined and previous in tagged.lexicon.animate)
 
 
 def _irregular(tagged: Reading, index: int, text: str, before: str) -> str | None:
@@ -144,8 +148,9 @@ def _irregular(tagged: Reading, index: int, text: str, before: str) -> str | Non
 
 def _is_third_person(tagged: Reading, index: int, text: str, before: str) -> bool:
     strong = text in tagged.lexicon.strong
-    if tagged.is_pronoun(index - 1):
-        return True
+    if tagged.is_pronoun(index - 1) or tagged.text(index + 1) in tagged.lexicon.strong:
+        # "who walks", but not the scrubs of "a surgeon in green scrubs holds"
+        return tagged.is_pronoun(index - 1)
     if before in {"D", "G"}:
         return strong and tagged.text(index - 1) in _STANDING_ALONE
     if before == "A":
@@ -196,7 +201,15 @@ def _has_singular_subject(tagged: Reading, index: int) -> bool:
     if tagged.lexicon.is_plural(noun):
         # The subject stands farther off ("a bird with black wings lands"): a plural is seldom part of a compound.
         return open_end
-    return noun in tagged.lexicon.animate and (open_end or tagged.lexicon.is_adjective(after))
+    alive = noun in tagged.lexicon.animate and (open_end or tagged.lexicon.is_adjective(after))
+    return alive or (after in tagged.lexicon.prepositions and determiner == "the" and _lacks_verb(tagged, index))
+
+
+def _lacks_verb(tagged: Reading, index: int) -> bool:
+    """Whether no other word could be the verb of the sentence: "the orange basketball rolls under the bench"."""
+    words = tagged.lexicon
+    later = (text in words.auxiliaries or text in words.strong for text in tagged.texts[index + 1 :])
+    return not any(later) and not any(tagged.is_finite(place) for place in range(index))
 
 
 def _is_base_form(tagged: Reading, index: int, text: str, before: str) -> bool:
@@ -207,7 +220,7 @@ def _is_base_form(tagged: Reading, index: int, text: str, before: str) -> bool:
     if tagged.is_pronoun(index - 1):
         return previous not in {"it", "he", "she"}
     if before == "A":
-        return _is_said_of_plural(tagged, index)
+        return _is_said_of_plural(tagged, index) and not words.is_adjective(text)
     if before in {"N", "R"}:
         return _has_plural_subject(tagged, index, strong=strong)
     if before == "V":
