@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import torch
 
 import mezzotint
-from mezzotint.methods import align_your_steps, q_dit, splam
+from mezzotint.files import read_settings
+from mezzotint.methods import align_your_steps, binding, multibooth, q_dit, splam
+from mezzotint.methods.multibooth import Concept, base
 from mezzotint.methods.splam.sampling import generate
 from tests.cli.conftest import stable_diffusion
 
@@ -88,3 +91,79 @@ def test_a_distilled_lora_goes_on_a_quantised_folder_and_comes_off_again(tmp_pat
     small.unload_lora_weights()
     small.scheduler = own
     assert torch.equal(_latents(small), plain), "unloading restores the quantised model"
+
+
+PROMPT = "a <a> cube and a red <b> ball"
+LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+
+
+def _concept(pipe, word, noun, seed):
+    """A concept nobody had to learn: random numbers of the true shapes."""
+    generator = torch.Generator().manual_seed(seed)
+    lora = {
+        name: (torch.randn(2, inputs, generator=generator), torch.randn(outputs, 2, generator=generator))
+        for name, (inputs, outputs) in base.projections(pipe, "all").items()
+    }
+    vectors = tuple(0.3 * torch.randn(part.width, generator=generator) for part in base.text_parts(pipe))
+    return Concept(word, noun, vectors, lora, 2, base.fingerprint(pipe))
+
+
+@pytest.mark.filterwarnings("ignore:2 steps are few:UserWarning")
+def test_two_concepts_bound_words_a_distilled_sampler_and_integers_in_one_picture(tmp_path):
+    pipe = _tiny()
+    student = splam.distil(
+        pipe, data="scenes", mode="splam_lora", effective_time=True, sigma_mode="linear", steps=2, rank=2,
+        batch_size=2, pictures=2, guidance=2.0, learning_rate=0.05,
+    )  # fmt: skip
+    student.save(tmp_path / "student")
+    q_dit.quantise(pipe, weights=8, group="auto", rounding="rtn").save(tmp_path / "small")
+    small = mezzotint.load(tmp_path / "small")
+    small.set_progress_bar_config(disable=True)
+    concepts = {"<a>": (_concept(pipe, "<a>", "cube", 1), LEFT), "<b>": (_concept(pipe, "<b>", "ball", 2), RIGHT)}
+    noise = torch.randn(1, *_shape(pipe), generator=torch.Generator().manual_seed(0))
+
+    def drawn(*, place=True, focus=True):
+        with ExitStack() as stack:
+            if place:
+                stack.enter_context(multibooth.place(small, PROMPT, concepts))
+            if focus:
+                stack.enter_context(
+                    binding.focus(small, PROMPT, bindings=[("red", "ball")], mode="oracle", masks={"ball": RIGHT})
+                )
+            few = {"num_inference_steps": 4, "guidance_scale": 1.0, "generator": torch.Generator().manual_seed(1)}
+            return small(PROMPT, latents=noise.clone(), output_type="latent", **few).images
+
+    untouched = drawn(place=False, focus=False)
+    own = small.scheduler
+    small.load_lora_weights(tmp_path / "student")
+    small.scheduler = student.pipeline().scheduler
+    plain, placed, bound, everything = (
+        drawn(place=place, focus=focus) for place, focus in ((False, False), (True, False), (False, True), (True, True))
+    )
+    made = [untouched, plain, placed, bound, everything]
+    assert all(bool(each.isfinite().all()) for each in made)
+    assert all(not torch.equal(one, other) for k, one in enumerate(made) for other in made[:k]), "each part acts"
+    assert torch.equal(drawn(place=False, focus=False), plain), "words and boxes leave nothing behind"
+    small.unload_lora_weights()
+    small.scheduler = own
+    assert torch.equal(drawn(place=False, focus=False), untouched)
+
+
+def test_the_command_line_puts_them_together_and_makes_the_same_bytes_again(terminal, sd_folder, tmp_path):
+    pipe = mezzotint.load(sd_folder)
+    for word, noun, seed in (("<S>", "cube", 1), ("<S>", "ball", 2)):
+        _concept(pipe, word, noun, seed).save(tmp_path / noun)
+    schedule = tmp_path / "steps.json"
+    schedule.write_text('{"name": "mine", "timesteps": [900, 400]}')
+    common = ("sample", PROMPT, "--model", sd_folder, "--schedule", schedule, "--solver", "dpm++")
+    placing = (
+        "--concept", f"a={tmp_path / 'cube'}@0,0,0.5,1", "--concept", f"b={tmp_path / 'ball'}@0.5,0,1,1",
+    )  # fmt: skip
+    terminal(*common, *placing, "--out", tmp_path / "placed.png")
+    terminal(*common, *placing, "--binding", "red:ball", "--disclip", "--out", tmp_path / "all.png")
+    assert "red -> ball" in terminal.err
+    assert (tmp_path / "placed.png").read_bytes() != (tmp_path / "all.png").read_bytes()
+    assert read_settings(tmp_path / "all.png")["methods"] == ["mine", "multibooth", "binding"]
+    assert terminal.json("rerun", tmp_path / "all.png")["same_bytes"] is True
+    assert "of a learnt concept" in terminal.refused(*common, "--concept", f"a={tmp_path}", "--out", tmp_path / "x.png")
+    assert "ATTRIBUTE:NOUN" in terminal.refused(*common, "--binding", "red", "--out", tmp_path / "x.png")

@@ -72,7 +72,7 @@ def attached(pipe: Any, prompts: tuple[str, ...], given: Asked) -> Iterator[None
     """Attach the methods asked for, in their order; leaving detaches them, and what they report is said."""
     with ExitStack() as stack:
         reports = [
-            stack.enter_context(found.effect.attach(pipe, prompts, **given[found.method]))
+            stack.enter_context(found.effect.attach(pipe, prompts, **_typed(given[found.method])))
             for found in (_all() if given else ())
             if found.method in given
         ]
@@ -80,6 +80,10 @@ def attached(pipe: Any, prompts: tuple[str, ...], given: Asked) -> Iterator[None
     for report in reports:
         if "__str__" in vars(type(report)):
             note(str(report))
+
+
+def _typed(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,7 @@ from mezzotint.cli.verbs import Verb, all_verbs, find, overview
 
 __all__ = ["main"]
 
-_INPUT_ERRORS = (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+_INPUT_ERRORS = (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

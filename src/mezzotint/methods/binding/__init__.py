@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mezzotint.methods import Card
+from mezzotint.methods import Card, Effect
 
 from .options import Mode, Options, Several, Variant
 from .report import BindingReport
 
-__all__ = ["CARD", "BindingReport", "focus"]
+__all__ = ["CARD", "EFFECT", "BindingReport", "focus"]
 
 CARD = Card(
     slug="binding",
@@ -125,3 +125,32 @@ def focus(
         pipe, prompts, bindings=given, parser=parser, masks=masks, disclip=variant, options=options
     ) as report:  # fmt: skip
         yield report
+
+
+@contextmanager
+def _act(
+    pipe: Any, prompts: Sequence[str], *, bind: bool = False, binding: tuple[str, ...] = (), disclip: bool = False
+) -> Iterator[BindingReport]:
+    """Bind attributes while `mezzotint sample` draws.
+
+    Args:
+        pipe: the pipeline.
+        prompts: of the batch.
+        bind: keep each attribute of the prompt on its own object (focused cross-attention); takes twice the time.
+        binding: the same for a pair that you name, such as red:cube; may be given several times.
+        disclip: embed the phrases of the prompt one by one.
+    """
+    pairs = [_pair(each) for each in binding]
+    given = [pairs] * len(prompts) if pairs or not bind else None
+    with focus(pipe, list(prompts), bindings=given, disclip=disclip) as report:
+        yield report
+
+
+def _pair(text: str) -> tuple[str, str]:
+    attribute, colon, noun = (part.strip() for part in text.rpartition(":"))
+    if not (attribute and colon and noun):
+        raise ValueError(f"--binding must be ATTRIBUTE:NOUN, such as red:cube, got {text!r}")
+    return attribute, noun
+
+
+EFFECT = Effect(_act)

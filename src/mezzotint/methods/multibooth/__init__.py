@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from mezzotint.methods import Card
+from mezzotint.methods import Card, Effect
 
 from .concept import Concept
 
-__all__ = ["CARD", "VERBS", "Concept", "learn", "place"]
+__all__ = ["CARD", "EFFECT", "VERBS", "Concept", "learn", "place"]
 
 CARD = Card(
     slug="multibooth",
@@ -158,3 +158,36 @@ def place(
 
 
 VERBS = {"learn": learn}
+
+
+@contextmanager
+def _act(pipe: Any, prompts: Sequence[str], *, concept: tuple[str, ...] = ()) -> Iterator[None]:
+    """Place learnt concepts while `mezzotint sample` draws.
+
+    Args:
+        pipe: the pipeline.
+        prompts: of the batch.
+        concept: NAME=FOLDER or NAME=FOLDER@x0,y0,x1,y1; the prompt says <NAME> before the class noun; may be given
+            several times. Sides are shares of the picture; without any, equal strips from left to right.
+    """
+    different = list(dict.fromkeys(prompts))
+    if len(different) > 1:
+        raise ValueError("concepts are placed for one prompt at a time: add --batch-size 1")
+    with place(pipe, different[0], dict(_named(each) for each in concept)):
+        yield
+
+
+def _named(text: str) -> tuple[str, tuple[str, tuple[float, ...] | None]]:
+    """NAME=FOLDER@x0,y0,x1,y1 as a placeholder, a folder and a box."""
+    name, equals, rest = text.partition("=")
+    folder, at, sides = rest.rpartition("@") if "@" in rest else (rest, "", "")
+    if not (name and equals and folder):
+        raise ValueError(f"--concept must be NAME=FOLDER or NAME=FOLDER@x0,y0,x1,y1, got {text!r}")
+    try:
+        box = tuple(float(side) for side in sides.split(",")) if at else None
+    except ValueError:
+        raise ValueError(f"the box of --concept {name} must be four numbers x0,y0,x1,y1, got {sides!r}") from None
+    return name if name.startswith("<") else f"<{name}>", (folder, box)
+
+
+EFFECT = Effect(_act, stage="words")

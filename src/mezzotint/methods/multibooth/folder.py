@@ -31,6 +31,8 @@ def write(concept: Concept, path: Path, *, half: bool, replace: bool) -> Path:
     tensors = {name: value.to(dtype) for name, value in _named(concept).items()}
     if not all(bool(value.isfinite().all()) for value in tensors.values()):
         raise ValueError(f"concept {concept.placeholder!r} has numbers that {dtype} cannot hold; nothing was written")
+    if not (path / CONFIG).is_file():
+        raise FileError(path, "is not the folder of a learnt concept, as `mezzotint learn --out` writes it")
     config = {"format": _FORMAT, **{key: getattr(concept, key) for key in _KINDS}, "facts": dict(concept.facts)}
     with files.atomic_folder(path, replace=replace) as work:
         files.write_json(work / CONFIG, config)
