@@ -136,7 +136,9 @@ def test_other_languages_can_be_bound_by_hand():
     assert [phrase.text for phrase in syntax.constituents] == ["roter Würfel", "blaue Kugel"]
 
 
-@pytest.mark.parametrize("prompt", ["", "   ", "cat", "red cube, blue sphere", "portrait of a woman", "sunset mountain river", "?!"])
+@pytest.mark.parametrize(
+    "prompt", ["", "   ", "cat", "red cube, blue sphere", "portrait of a woman", "sunset mountain river", "?!"]
+)
 def test_short_and_plain_prompts_are_not_taken_for_another_language(prompt):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
