@@ -32,7 +32,7 @@ def auc(true: Float[Tensor, " true"], false: Float[Tensor, " false"]) -> float:
 
 
 def auc_interval(
-    true: Float[Tensor, " pairs"], false: Float[Tensor, " pairs"], *, level: float = 0.95, draws: int = 500
+    true: Float[Tensor, " pairs"], false: Float[Tensor, " others"], *, level: float = 0.95, draws: int = 500
 ) -> Interval:
     """`auc` of paired scores with its bootstrap interval over pairs.
 
