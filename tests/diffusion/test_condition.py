@@ -63,6 +63,19 @@ def test_class_labels_and_the_null_class_of_the_model(pipes):
     assert Condition.from_prompt(pipe, 4, negative_prompt=2)[1].class_labels.tolist() == [2]
 
 
+@pytest.mark.parametrize("name", ["sd", "sdxl", "pixart"])
+def test_prompts_are_encoded_with_gradients_where_asked(pipes, name):
+    plain, _ = Condition.from_prompt(pipes[name], "a red cube")
+    recorded, _ = Condition.from_prompt(pipes[name], "a red cube", gradients=True)
+    assert not plain.encoder_hidden_states.requires_grad
+    # The kernels of attention differ where a gradient is wanted.
+    torch.testing.assert_close(recorded.encoder_hidden_states.detach(), plain.encoder_hidden_states)
+    (gradient,) = torch.autograd.grad(
+        recorded.encoder_hidden_states.sum(), pipes[name].text_encoder.get_input_embeddings().weight
+    )
+    assert gradient.abs().sum() > 0
+
+
 def test_pixart_with_micro_conditions(pipes):
     sigma = pipes["pixart"]
     parts = {name: sigma.components[name] for name in ("tokenizer", "text_encoder", "vae", "scheduler")}

@@ -403,7 +403,7 @@ def test_the_experiment_fills_every_table_at_the_smallest_size(monkeypatch):
     )
     judge = Judge.train(appearances(CONCEPTS[:1]), views=2, steps=1, progress=False)
     single_experiment.measure_single(trial, pipe, (0,), size, guidance=6.0, judge=judge)
-    single_experiment.claims(trial)
+    single_experiment.claims(trial, size)
     found = {row.metric: row.values for row in trial.finish().rows}
     lengths = {arm: table[0][0] for arm, table in found[single_experiment.LENGTH].items()}
     noun = lengths[single_experiment.NOUN]

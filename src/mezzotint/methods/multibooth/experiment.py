@@ -39,7 +39,7 @@ def experiment(
     regional_experiment.measure_regional(trial, pipe, seeds, together, guidance=scale, judge=judge)
     regional_experiment.claims(trial, together)
     single_experiment.measure_single(trial, pipe, seeds, alone, guidance=scale, judge=judge)
-    single_experiment.claims(trial)
+    single_experiment.claims(trial, alone)
     if not full:
         trial.note(f"{alone.steps} steps on a concept show that everything runs; they are too few to learn it.")
     return trial.finish()
