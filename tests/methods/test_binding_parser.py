@@ -245,3 +245,14 @@ def test_released_parses_are_read(tmp_path):
         path.write_text(json.dumps(wrong), encoding="utf-8")
         with pytest.raises(FileError):
             load_released_syntax(path)
+
+
+def test_a_learnt_word_is_one_noun():
+    parsed = RuleParser()("a red <S> cube beside a shiny <toy-1>, 2 < 3 and <>")
+    texts = [word.text for word in parsed.words]
+    assert "<S>" in texts
+    assert {(texts[each.attribute], texts[each.head]) for each in parsed.bindings} == {
+        ("red", "cube"),
+        ("shiny", "<toy-1>"),
+    }
+    assert texts[-2:] == ["<", ">"]

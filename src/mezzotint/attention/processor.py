@@ -72,8 +72,8 @@ def install(model_or_pipe: Any, *edits: Edit, branches: Branches | None = None) 
     installation = Installation(tuple(edits), checked_branches(branches), pipe, plan)
     if not plan.installations:
         _attach(plan)
-    plan.add(installation)
     try:
+        plan.add(installation)
         yield installation
     finally:
         plan.remove(installation)

@@ -81,6 +81,11 @@ class Request:
             raise ValueError(f"guidance must be a finite number up to 10000, got {self.guidance}")
         if any(later >= earlier for earlier, later in pairwise(self.timesteps)):
             raise ValueError(f"timesteps must be strictly decreasing, got {list(self.timesteps)}")
+        if self.strict and self.effects:
+            raise ValueError(
+                f"strict pictures are computed row by row, where {', '.join(self.effects)} cannot tell the halves of "
+                "guidance apart: leave --strict away"
+            )
         for name, allowed in _WORDS.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")

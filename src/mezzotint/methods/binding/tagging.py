@@ -15,11 +15,14 @@ from .words import Word
 
 __all__ = ["tag_words", "tokenise"]
 
-_TOKEN = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\s\w]|_")
+_TOKEN = re.compile(r"<[^<>\s]+>|[^\W_]+(?:['’-][^\W_]+)*|[^\s\w]|_")
 
 
 def tokenise(prompt: str) -> tuple[Word, ...]:
-    """Words, with apostrophes and hyphens inside, and single punctuation marks; everything but white space."""
+    """Words, with apostrophes and hyphens inside, and single punctuation marks; everything but white space.
+
+    A learnt word such as "<S>" is one word: the name of a thing, and so a noun.
+    """
     return tuple(Word(found.group(), found.start(), found.end()) for found in _TOKEN.finditer(prompt))
 
 
@@ -71,7 +74,7 @@ def _closed(tagged: Reading, index: int, text: str) -> str | None:
         tagged.linking[index] = text in {"and", "or", "&"}
         return "C"
     if not text[0].isalnum():
-        return "R" if text in QUOTES else "P"
+        return "N" if len(text) > 1 else "R" if text in QUOTES else "P"
     if text in words.auxiliaries or contracted(text) or text.endswith(("'re", "'ve", "'ll", "'m")):
         return "V"
     if text.endswith("'s") or (

@@ -31,8 +31,6 @@ def write(concept: Concept, path: Path, *, half: bool, replace: bool) -> Path:
     tensors = {name: value.to(dtype) for name, value in _named(concept).items()}
     if not all(bool(value.isfinite().all()) for value in tensors.values()):
         raise ValueError(f"concept {concept.placeholder!r} has numbers that {dtype} cannot hold; nothing was written")
-    if not (path / CONFIG).is_file():
-        raise FileError(path, "is not the folder of a learnt concept, as `mezzotint learn --out` writes it")
     config = {"format": _FORMAT, **{key: getattr(concept, key) for key in _KINDS}, "facts": dict(concept.facts)}
     with files.atomic_folder(path, replace=replace) as work:
         files.write_json(work / CONFIG, config)
@@ -43,6 +41,8 @@ def write(concept: Concept, path: Path, *, half: bool, replace: bool) -> Path:
 
 def read(path: Path) -> Concept:
     """See `Concept.load`."""
+    if not (path / CONFIG).is_file():
+        raise FileError(path, "is not the folder of a learnt concept, as `mezzotint learn --out` writes it")
     config = files.read_json(path / CONFIG)
     if not isinstance(config, dict) or config.get("format") != _FORMAT or config.keys() != {"format", *_KINDS}:
         raise FileError(path / CONFIG, f"is no description of a concept ({_FORMAT})")
