@@ -112,7 +112,7 @@ def _attention(trial: Experiment, pipe: Any, seeds: Sequence[int], size: Size) -
     trial.measure(LEAK, leaks, unit="rate", direction="lower", group="all timesteps", counted="renders")
     if abs(float(whole["stock"].mean()) - 0.5) < _EVEN:
         trial.note(
-            "The plain pipeline looks at attribute tokens as much in other objects as in their own: here this attention "
+            "The plain pipeline looks at attribute tokens as much in other objects as in their own: this attention "
             "does not say where an attribute goes, so less leak need not mean fewer swaps."
         )
     mass = {arm: torch.stack([run[arm].mass.mean(0) for run in runs]) for arm in attention_leak.ARMS}
