@@ -42,7 +42,7 @@ def test_a_checkpoint_is_complete_small_and_described(name: str) -> None:
 
 
 def test_the_zoo_holds_what_is_promised_and_stays_small() -> None:
-    assert set(embedded()) >= {"scenes", "scenes-dit", "scene-parser"}
+    assert set(embedded()) >= {"scenes", "scenes-dit", "scene-parser", "epvit"}
     total = sum(path.stat().st_size for name in embedded() for path in zoo_path(name).rglob("*") if path.is_file())
     assert total < 60 * MEGABYTE
 
