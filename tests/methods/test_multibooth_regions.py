@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mezzotint.attention import LogitMask, Observe, Record, Region, Regions, install, sites
@@ -239,6 +239,7 @@ grids = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(found_boxes, st.floats(0, 10)), max_size=4), grids)
+@example([(Box(0.0, 0.0, 1.0, 1.0), 5e-324)], (1, 1))
 def test_weights_of_every_position_sum_to_one(placed, grid):
     """Invariant 17, background included."""
     shares = position_weights([box for box, _ in placed], [weight for _, weight in placed], grid)

@@ -106,7 +106,7 @@ def position_weights(boxes: Sequence[Box], weights: Sequence[float], grid: Grid)
     """
     given = torch.tensor(tuple(weights), dtype=torch.float64)[:, None, None] * coverage(boxes, grid)
     total = given.sum(0)
-    shares = torch.where(total > 0, given / total.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    shares = given / torch.where(total > 0, total, 1.0)
     return torch.cat([shares, (total == 0).double()[None]]).float()
 
 
