@@ -44,6 +44,19 @@ def _shape(pipe):
     return config.in_channels, config.sample_size, config.sample_size
 
 
+def _distilled_and_quantised(pipe, folder):
+    """A student as a LoRA in `folder / "student"`, whole, and the same base in 8 bits, read from its folder."""
+    made = splam.distil(
+        pipe, data="scenes", mode="splam_lora", effective_time=True, sigma_mode="linear", steps=2, rank=2,
+        batch_size=2, pictures=2, guidance=2.0, learning_rate=0.05,
+    )  # fmt: skip
+    made.save(folder / "student")
+    q_dit.quantise(pipe, weights=8, group="auto", rounding="rtn").save(folder / "small")
+    small = mezzotint.load(folder / "small")
+    small.set_progress_bar_config(disable=True)
+    return made.pipeline(), small
+
+
 def test_a_schedule_drives_a_quantised_model_from_its_folder(tmp_path):
     pipe = _tiny()
     q_dit.quantise(pipe, weights=8, group="auto", rounding="rtn").save(tmp_path / "small")
@@ -73,14 +86,7 @@ def test_a_distilled_student_is_quantised_and_still_takes_few_steps():
 @pytest.mark.filterwarnings("ignore:2 steps are few:UserWarning")
 def test_a_distilled_lora_goes_on_a_quantised_folder_and_comes_off_again(tmp_path):
     pipe = _tiny()
-    made = splam.distil(
-        pipe, data="scenes", mode="splam_lora", effective_time=True, sigma_mode="linear", steps=2, rank=2,
-        batch_size=2, pictures=2, guidance=2.0, learning_rate=0.05,
-    )  # fmt: skip
-    made.save(tmp_path / "student")
-    q_dit.quantise(pipe, weights=8, group="auto", rounding="rtn").save(tmp_path / "small")
-    whole, small = made.pipeline(), mezzotint.load(tmp_path / "small")
-    small.set_progress_bar_config(disable=True)
+    whole, small = _distilled_and_quantised(pipe, tmp_path)
     plain = _latents(small)
     own = small.scheduler
     small.load_lora_weights(tmp_path / "student")
@@ -111,14 +117,7 @@ def _concept(pipe, word, noun, seed):
 @pytest.mark.filterwarnings("ignore:2 steps are few:UserWarning")
 def test_two_concepts_bound_words_a_distilled_sampler_and_integers_in_one_picture(tmp_path):
     pipe = _tiny()
-    student = splam.distil(
-        pipe, data="scenes", mode="splam_lora", effective_time=True, sigma_mode="linear", steps=2, rank=2,
-        batch_size=2, pictures=2, guidance=2.0, learning_rate=0.05,
-    )  # fmt: skip
-    student.save(tmp_path / "student")
-    q_dit.quantise(pipe, weights=8, group="auto", rounding="rtn").save(tmp_path / "small")
-    small = mezzotint.load(tmp_path / "small")
-    small.set_progress_bar_config(disable=True)
+    whole, small = _distilled_and_quantised(pipe, tmp_path)
     concepts = {"<a>": (_concept(pipe, "<a>", "cube", 1), LEFT), "<b>": (_concept(pipe, "<b>", "ball", 2), RIGHT)}
     noise = torch.randn(1, *_shape(pipe), generator=torch.Generator().manual_seed(0))
 
@@ -136,7 +135,7 @@ def test_two_concepts_bound_words_a_distilled_sampler_and_integers_in_one_pictur
     untouched = drawn(place=False, focus=False)
     own = small.scheduler
     small.load_lora_weights(tmp_path / "student")
-    small.scheduler = student.pipeline().scheduler
+    small.scheduler = whole.scheduler
     plain, placed, bound, everything = (
         drawn(place=place, focus=focus) for place, focus in ((False, False), (True, False), (False, True), (True, True))
     )
