@@ -125,6 +125,17 @@ def test_a_share_is_never_more_than_all() -> None:
     assert arm_interval(twin, "ours").high > 1.0
 
 
+def test_a_difference_of_shares_is_never_more_than_all() -> None:
+    one, none = ((1.0, 1.0), (1.0, 0.95), (0.7, 0.7)), ((0.0, 0.0),) * 3
+    values = {"ours": one, "plain": none}
+    free = difference(Row("score", values, direction="higher"), "ours", "plain")
+    found = difference(Row("score", values, unit="rate", direction="higher"), "ours", "plain")
+    assert free.high > 1
+    assert found.high == 1
+    assert (found.estimate, found.low) == (free.estimate, free.low)
+    assert difference(Row("score", values, unit="rate", direction="higher"), "plain", "ours").low == -1
+
+
 @pytest.mark.parametrize(("value", "expected"), [(0.0, (0.0, 0.0, 0.3085)), (1.0, (1.0, 0.6915, 1.0))])
 def test_ten_of_ten_may_still_miss_some(value: float, expected: tuple[float, float, float]) -> None:
     """Clopper and Pearson: none of ten leaves up to 30.85 % possible."""

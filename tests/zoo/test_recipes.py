@@ -72,6 +72,22 @@ def test_min_snr_weights() -> None:
     torch.testing.assert_close(weights, torch.tensor([5 / 99, 1.0, 1.0, 1.0]), rtol=1e-5, atol=1e-6)
 
 
+def test_balanced_weights_lie_halfway_between_those_of_noise_and_of_velocity() -> None:
+    signal = torch.tensor([0.5, 0.1, 0.01])
+    velocity = 1 + (1 - signal) / signal
+    torch.testing.assert_close(_denoiser.balanced(signal), velocity.sqrt(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("around", [-2.0, 0.0])
+def test_half_of_the_timesteps_lie_around_a_log_snr(around: float) -> None:
+    signal = _denoiser.levels().alphas_cumprod.double()
+    share = _denoiser.middle(signal, around)
+    assert float(share.sum()) == pytest.approx(1)
+    assert float(share.min()) >= 0.5 / len(share)
+    best = signal[share.argmax()]
+    assert float((best / (1 - best)).log()) == pytest.approx(around, abs=0.02)
+
+
 def test_the_schedule_is_that_of_stable_diffusion() -> None:
     levels = _denoiser.levels()
     torch.testing.assert_close(float(levels.sigmas[-1]), 14.6146, rtol=1e-4, atol=0)

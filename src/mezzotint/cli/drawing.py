@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ def draw(pipe: Any, batch: Request, advance: Advance) -> list[Any]:
     import torch
 
     from mezzotint.diffusion.rng import stream
-    from mezzotint.runtime import strict
+    from mezzotint.runtime import steady, strict
 
     extra: dict[str, Any] = {}
     if reports := pipelines.takes(pipe, "callback_on_step_end"):
@@ -89,7 +88,7 @@ def draw(pipe: Any, batch: Request, advance: Advance) -> list[Any]:
         extra["callback_on_step_end"] = after_step
     generators = [stream(batch.seed, "sample", 0, index) for index in batch.indices]
     attached = effects.attached(pipe, batch.prompts, batch.effects)
-    with torch.inference_mode(), strict(pipe) if batch.strict else nullcontext(), attached:
+    with torch.inference_mode(), strict(pipe) if batch.strict else steady(pipe), attached:
         images = pipe(**_arguments(pipe, batch), generator=generators, **extra).images
     if not reports:
         advance(batch.steps)

@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from mezzotint.diffusion.denoiser import Denoiser
 from mezzotint.diffusion.guidance import Composed, guided
 from mezzotint.diffusion.latents import decode, latent_shape
 from mezzotint.diffusion.rng import stream
-from mezzotint.runtime import Report, accelerate
+from mezzotint.runtime import Report, accelerate, steady
 
 __all__ = ["Sampler", "fast_sampler"]
 
@@ -94,6 +94,11 @@ class Sampler:
     @torch.no_grad()
     def latents(self, prompts: Sequence[Any], *, seed: int = 0, first: int = 0) -> Float[Tensor, "count channels h w"]:
         """Clean latents, float32; see `__call__`."""
+        # A compiled network is left alone.
+        with steady(self.denoiser.model) if self.report is None else nullcontext():
+            return self._latents(prompts, seed=seed, first=first)
+
+    def _latents(self, prompts: Sequence[Any], *, seed: int, first: int) -> Tensor:
         device = self.pipe.device
         view, scheduler = self.conditioned(prompts), copy.deepcopy(self.pipe.scheduler)
         scheduler.set_timesteps(device=device, **self._asked)

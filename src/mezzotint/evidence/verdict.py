@@ -136,7 +136,10 @@ def difference(row: Row, arm: str, baseline: str, *, relative: bool = False) -> 
     """
     ours, theirs = _table(row, arm), _table(row, baseline)
     if arm not in row.draws or baseline not in row.draws:
-        return paired_difference(ours, theirs, relative=relative)
+        found = paired_difference(ours, theirs, relative=relative)
+        if row.unit != "rate" or relative:
+            return found
+        return Interval(found.estimate, max(-1.0, found.low), min(1.0, found.high))
     resampled = [torch.tensor(row.draws[name], dtype=torch.float64) for name in (arm, baseline)]
     centre = effect(ours.mean(), theirs.mean(), relative=relative)
     draws = effect(resampled[0], resampled[1], relative=relative)

@@ -10,9 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["casting", "converted", "limited_threads", "replaced"]
+__all__ = ["casting", "converted", "limited_threads", "networks", "replaced"]
 
 Method: TypeAlias = Callable[..., Any]
+
+
+def networks(pipe_or_network: Any) -> list[nn.Module]:
+    """The networks of a diffusers pipeline, or the one network given."""
+    if isinstance(pipe_or_network, nn.Module):
+        return [pipe_or_network]
+    return [part for part in pipe_or_network.components.values() if isinstance(part, nn.Module)]
 
 
 @contextmanager

@@ -12,10 +12,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from mezzotint.runtime.patching import replaced
+from mezzotint.runtime.patching import networks, replaced
 
 __all__ = ["strict"]
 
@@ -28,19 +28,13 @@ def strict(pipe_or_network: Any) -> Iterator[None]:
     everything is as before, also after an exception.
     """
     with ExitStack() as stack:
-        for network in _networks(pipe_or_network):
+        for network in networks(pipe_or_network):
             # Autoencoders are reached by `encode` and `decode`, and can take items one by one themselves.
             slices = hasattr(network, "use_slicing")
             name, change = ("use_slicing", _always) if slices else ("forward", _item_by_item)
             stack.enter_context(replaced(network, name, change))
         stack.enter_context(torch.backends.cudnn.flags(deterministic=True, benchmark=False))
         yield
-
-
-def _networks(pipe_or_network: Any) -> list[nn.Module]:
-    if isinstance(pipe_or_network, nn.Module):
-        return [pipe_or_network]
-    return [part for part in pipe_or_network.components.values() if isinstance(part, nn.Module)]
 
 
 def _always(_: Any) -> bool:

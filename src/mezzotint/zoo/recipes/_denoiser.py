@@ -1,8 +1,8 @@
 """The denoiser of `scenes`: a UNet2DConditionModel on 16x16 latents with Stable Diffusion 1.5's noise schedule.
 
-Epsilon prediction, scaled-linear betas 0.00085..0.012, min-SNR weights with gamma 5 (arXiv 2303.09556, equation
-4), 10 % empty captions, timesteps stratified over each batch. Widths 64/192; the outer level has cross-
-attention alone, the inner one self-attention too.
+Epsilon prediction, scaled-linear betas 0.00085..0.012, weights under which every noise level contributes about the
+same loss (`balanced`), 10 % empty captions, timesteps stratified over each batch. Widths 64/192; the outer level has
+cross-attention alone, the inner one self-attention too.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ SCHEDULE = {
 }
 _EMPTY_SHARE = 0.1
 _GAMMA = 5.0
+_LAYOUT = -2.0
 
 CONFIG = Config(
     steps=5000,
@@ -84,14 +85,18 @@ def stratified(step: Step, share: Float[Tensor, " steps"]) -> Int[Tensor, " coun
     return torch.searchsorted(share.cumsum(0).to(drawn), drawn, right=True).clamp(max=len(share) - 1)
 
 
-def middle(alphas_cumprod: Float[Tensor, " steps"]) -> Float[Tensor, " steps"]:
-    """Training timesteps, half of them uniform, half where layouts turn into shapes: a logistic in log SNR around 0.
+def middle(alphas_cumprod: Float[Tensor, " steps"], around: float = 0.0) -> Float[Tensor, " steps"]:
+    """Training timesteps, half of them uniform, half drawn from a logistic in log SNR.
 
-    Latents of 16x16 have lost their shapes long before the end of a schedule made for 64x64 (arXiv 2301.11093,
-    section 2.1): on uniform timesteps a good part of the work is spent on pure noise.
+    Latents of 16x16 lose their layout and then their shapes at lower noise than those of 64x64, for which the schedule
+    was made (arXiv 2301.11093, section 2.1).
+
+    Args:
+        alphas_cumprod: the training schedule.
+        around: the log SNR of the middle: 0 is where layouts turn into shapes, -2 where objects appear at all.
     """
     log_snr = (alphas_cumprod / (1 - alphas_cumprod)).log()
-    bump = (log_snr / 2).cosh().pow(-2)
+    bump = ((log_snr - around) / 2).cosh().pow(-2)
     return 0.5 * bump / bump.sum() + 0.5 / len(bump)
 
 
@@ -101,13 +106,24 @@ def min_snr(alphas_cumprod: Float[Tensor, " steps"]) -> Float[Tensor, " steps"]:
     return snr.clamp(max=_GAMMA) / snr
 
 
+def balanced(alphas_cumprod: Float[Tensor, " steps"]) -> Float[Tensor, " steps"]:
+    """Weight of the epsilon loss under which all timesteps contribute alike, as the learnt one of arXiv 2312.02696.
+
+    That is min-SNR times sqrt(1 + 1 / SNR), halfway between the weights of epsilon and of v. Under min-SNR alone an
+    error in the clean latents at log SNR -3 weighs a twentieth of one at 0, and objects go missing: `scenes` trained so
+    left 19 % of one-object pictures empty, 6 % when a true layout at log SNR -3.3 was given, 2 % at -2.4.
+    """
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    return min_snr(alphas_cumprod) * (1 + 1 / snr).sqrt()
+
+
 def loss(unet: Any, text: Any, scale: float, *, fast: Any = None) -> Any:
     """Weighted epsilon error of a batch with `latents` (unscaled) and `ids` (several captions an item).
 
     `fast` is the same network, compiled, for the calls that are differentiated.
     """
     alphas_cumprod = levels().alphas_cumprod.float()
-    weights, share = min_snr(alphas_cumprod), middle(alphas_cumprod.double())
+    weights, share = balanced(alphas_cumprod), middle(alphas_cumprod.double(), around=_LAYOUT)
     empty = torch.ones(48, dtype=torch.long)
     empty[0] = 0
 
