@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from jaxtyping import Float
 from torch import Tensor
 
-from mezzotint.files import read_json
-from mezzotint.loading import load, zoo_path
+from mezzotint.diffusion import Sampler
+from mezzotint.files import read_json, write_json
+from mezzotint.loading import load, recommended, zoo_path
 from mezzotint.metrics.bootstrap import mean_interval
 from mezzotint.metrics.edge_prediction import EPViT
 from mezzotint.metrics.parser import SceneParser
@@ -120,7 +122,7 @@ def scenes_card(training: dict[str, str], *, count: int, renders: int) -> None:
     write_card(zoo_path("scenes"), facts, metrics=metrics, samples=torch.cat(shown))
 
 
-def chosen_guidance(pipe: Any, parser: SceneParser, *, count: int = 24) -> float:
+def chosen_guidance(pipe: Any, parser: SceneParser, *, count: int = 48) -> float:
     """The scale with most right answers on validation prompts."""
     asked = [measure.prompts(count, objects, split="validation") for objects in (1, 2)]
 
@@ -134,6 +136,40 @@ def chosen_guidance(pipe: Any, parser: SceneParser, *, count: int = 24) -> float
     results = {scale: right(scale) for scale in GUIDANCE}
     print(json.dumps({"guidance on validation": results}))
     return max(results, key=lambda scale: results[scale])
+
+
+def splam_card(training: dict[str, str], *, count: int) -> None:
+    """Card of `scenes-splam`: the student beside its teacher's solvers in as many steps, from the same start noise."""
+    place, parser = zoo_path("scenes-splam"), SceneParser.load()
+    metrics: dict[str, Any] = {**read_json(place / "metrics.json"), "base": "scenes"}
+    write_json(place / "metrics.json", metrics)
+    teacher, student = load("scenes"), load("scenes-splam")
+    scale = float(recommended(teacher, "guidance_scale"))
+    asked = [measure.prompts(count // 2, objects) for objects in (1, 2)]
+    measured: dict[str, str] = {}
+    shown = []
+    for name, sampler in _few_steps(teacher, student, scale):
+        for (scenes, texts), which in zip(asked, ("one object", "two objects"), strict=True):
+            parts = [sampler(texts[k : k + 50], first=k) for k in range(0, len(texts), 50)]
+            pictures = torch.cat(parts)
+            right = share(measure.scene_accuracy(parser, scenes, pictures)["right"])
+            distance, floor = measure.frechet(parser, scenes, pictures)
+            metrics[f"{name}, {which}"] = {"right": right, "frechet": {"distance": distance, "floor": floor}}
+            measured[f"{which}, {name}"] = f"{told(right)}; Frechet {distance:.2f} (floor {floor:.2f})"
+            if name == "4 steps":
+                shown.append(pictures[:32])
+    facts = facts_of("scenes-splam", training, measured, guidance=scale)
+    write_card(place, facts, metrics=metrics, samples=torch.cat(shown))
+
+
+def _few_steps(teacher: Any, student: Any, scale: float) -> Iterator[tuple[str, Sampler]]:
+    for steps in (1, 2, 4):
+        yield f"{steps} step{'s' * (steps > 1)}", Sampler(student, steps=steps)
+    for title, kind in (("DDIM", DDIMScheduler), ("DPM-Solver++", DPMSolverMultistepScheduler)):
+        teacher.scheduler = kind.from_config(teacher.scheduler.config, timestep_spacing="trailing")
+        yield f"the teacher's {title}, 4 steps", Sampler(teacher, steps=4, guidance_scale=scale)
+    teacher.scheduler = DDIMScheduler.from_config(teacher.scheduler.config, timestep_spacing="leading")
+    yield "the teacher's DDIM, 50 steps", Sampler(teacher, steps=50, guidance_scale=scale)
 
 
 def dit_card(training: dict[str, str], *, count: int, tries: int) -> None:
@@ -180,12 +216,14 @@ CARDS: dict[str, Callable[..., None]] = {
     "epvit": epvit_card,
     "scenes": scenes_card,
     "scenes-dit": dit_card,
+    "scenes-splam": splam_card,
 }
 SIZES: dict[str, dict[str, int]] = {
     "scene-parser": {"count": 2000},
     "epvit": {"count": 1000},
     "scenes": {"count": 500, "renders": 500},
     "scenes-dit": {"count": 480, "tries": 96},
+    "scenes-splam": {"count": 500},
 }
 
 

@@ -7,16 +7,19 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, LCMScheduler
 from PIL import Image
 
 import mezzotint
 from mezzotint import loading
+from mezzotint.diffusion import stream
 from mezzotint.files import FileError, write_json, write_safetensors
 from mezzotint.loading import check_model, embedded, find, model_hash, recommended, zoo_path
+from mezzotint.training import lora
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +207,42 @@ def test_a_card_does_not_change_what_a_model_is(tmp_path: Path) -> None:
     write_json(tmp_path / "metrics.json", {"accuracy": 0.9})
     write_json(tmp_path / "manifest.json", {})
     assert model_hash(tmp_path) == before
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> tuple[Any, Path]:
+    """A LoRA for the embedded pipeline, with a scheduler of its own."""
+    pipe = mezzotint.load("scenes")
+    lora.add(pipe.unet, rank=2, targets=("to_q", "conv1"))
+    for name, value in lora.parameters(pipe.unet).items():
+        value.data = torch.randn(value.shape, generator=stream(0, name)) * 0.05
+    lora.save(tmp_path, {"unet": pipe.unet})
+    LCMScheduler.from_config(pipe.scheduler.config).save_pretrained(tmp_path / "scheduler")
+    facts = {"base": "scenes", "recommended": {"guidance_scale": 1.0, "num_inference_steps": 4}}
+    write_json(tmp_path / "metrics.json", facts)
+    return pipe.unet, tmp_path
+
+
+def test_a_lora_of_an_embedded_pipeline_is_loaded_with_its_base(adapter: tuple[Any, Path]) -> None:
+    unet, folder = adapter
+    pipe = mezzotint.load(folder)
+    x, text = torch.randn(1, 4, 16, 16), torch.randn(1, 48, 128)
+    with torch.no_grad():
+        torch.testing.assert_close(pipe.unet(x, 500, text).sample, unet(x, 500, text).sample, rtol=1e-4, atol=1e-5)
+    assert not getattr(pipe.unet, "peft_config", None)
+    assert isinstance(pipe.scheduler, LCMScheduler)
+    assert recommended(pipe, "num_inference_steps") == 4
+
+
+@pytest.mark.parametrize("base", [None, "../elsewhere", "runwayml/stable-diffusion-v1-5", "scene-splam"])
+def test_a_lora_without_an_embedded_base_says_what_to_do(adapter: tuple[Any, Path], base: object) -> None:
+    write_json(adapter[1] / "metrics.json", {"base": base})
+    with pytest.raises(FileError, match="is a LoRA: load its base model"):
+        mezzotint.load(adapter[1])
+
+
+def test_a_lora_whose_scheduler_is_none_of_diffusers_is_refused(adapter: tuple[Any, Path]) -> None:
+    path = adapter[1] / "scheduler" / "scheduler_config.json"
+    write_json(path, {"_class_name": "StableDiffusionPipeline"})
+    with pytest.raises(FileError, match="no scheduler of diffusers"):
+        mezzotint.load(adapter[1])

@@ -30,6 +30,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _LIBRARIES = ("diffusers", "transformers")
 _INDEX = "model_index.json"
 MEASURED = "metrics.json"
+_ADAPTER = "pytorch_lora_weights.safetensors"
 _ABOUT = {"manifest.json", MEASURED}
 """What is said about a model is no part of what it is: a new card leaves its hash alone."""
 COMPONENT = "mezzotint.json"
@@ -43,7 +44,8 @@ def load(
 
     Args:
         name_or_path: an embedded checkpoint such as ``"scenes"``, a folder in diffusers layout, or a hub id
-            ``"owner/name"``. Only a hub id touches the network.
+            ``"owner/name"``. Only a hub id touches the network. A LoRA that is made for an embedded checkpoint, such as
+            ``"scenes-splam"``, is loaded with it, fused.
         device: where the pipeline goes.
         dtype: what its weights are converted to, such as ``torch.bfloat16`` or ``"bfloat16"``.
 
@@ -56,6 +58,8 @@ def load(
     """
     precision = _dtype(dtype)
     folder = find(name_or_path) or _fetch(str(name_or_path))
+    if (folder / _ADAPTER).is_file():
+        return _adapted(folder, precision).to(device)
     if not (folder / _INDEX).is_file():
         raise FileError(folder, f"is no pipeline: it has no {_INDEX}")
     check_model(folder)
@@ -216,6 +220,34 @@ def _component(path: Path, dtype: torch.dtype) -> Any:
         raise FileError(path, f"needs the method {str(name)[:40]!r}, which is not installed")
     reader = importlib.import_module(f"{methods.door(name).__name__}.saving")
     return reader.read_component(path.parent, dtype=dtype)
+
+
+def _adapted(folder: Path, dtype: torch.dtype) -> Pipeline:
+    """A LoRA fused into the embedded pipeline that it names as its base, with the scheduler that lies beside it."""
+    about = read_json(folder / MEASURED) if (folder / MEASURED).is_file() else None
+    base = about.get("base") if isinstance(about, dict) else None
+    if not isinstance(base, str) or base not in embedded() or (_weights() / base / _ADAPTER).exists():
+        raise FileError(folder, "is a LoRA: load its base model, then call pipe.load_lora_weights with this folder")
+    check_model(folder)
+    pipe = load(base, dtype=dtype)
+    with _quiet():
+        pipe.load_lora_weights(folder, weight_name=_ADAPTER, local_files_only=True)
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
+        if (path := folder / "scheduler" / "scheduler_config.json").is_file():
+            pipe.scheduler = _scheduler(path)
+    pipe.register_to_config(_name_or_path=str(folder))
+    return pipe
+
+
+def _scheduler(path: Path) -> Any:
+    import diffusers
+
+    name = str(read_json(path).get("_class_name"))[:60]
+    kind = getattr(diffusers.schedulers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise FileError(path, f"names {name!r}, which is no scheduler of diffusers")
+    return kind.from_pretrained(path.parent, local_files_only=True)  # type: ignore[attr-defined]
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:

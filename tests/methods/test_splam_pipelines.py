@@ -234,10 +234,10 @@ class TestTraining:
         other = distilled(teacher, mode="splam", steps=1).facts["rows"][0]["loss"]
         assert other != losses["lcm_fixed_w"]
 
-    def test_a_bfloat16_teacher_is_nearly_the_same_teacher(self, teacher):
+    @pytest.mark.parametrize("who", ["precision", "teacher_precision"])
+    def test_in_bfloat16_teacher_and_student_are_nearly_the_same(self, teacher, who):
         one, other = (
-            distilled(teacher, steps=1, teacher_precision=name).facts["rows"][0]["loss"]
-            for name in ("float32", "bfloat16")
+            distilled(teacher, steps=1, **{who: name}).facts["rows"][0]["loss"] for name in ("float32", "bfloat16")
         )
         assert one != other
         assert_close(one, other, rtol=0.05, atol=0.0)

@@ -65,6 +65,7 @@ def distil(
     sigma_mode: Literal["quadrature", "linear"] | None = None,
     rank: int = 64,
     targets: tuple[str, ...] = (),
+    precision: Literal["float32", "bfloat16"] = "float32",
     teacher_precision: Literal["float32", "bfloat16"] = "float32",
     pictures: int = 4096,
     resolution: int | None = None,
@@ -94,6 +95,7 @@ def distil(
         sigma_mode: noise on the sub-path; quadrature is official, linear goes with effective_time.
         rank: of a LoRA; its scale alpha / rank is 1.
         targets: endings of the names of layers that get a LoRA; those of LCM-LoRA when not given.
+        precision: bfloat16 trains the student under autocast; its weights and their average stay in float32.
         teacher_precision: bfloat16 runs the teacher under autocast.
         pictures: how many pictures of the data are used, at most.
         resolution: side of the pictures in pixels; the model's own when not given.

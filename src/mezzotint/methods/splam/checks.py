@@ -39,7 +39,7 @@ def check_teacher(pipe: Any, options: Options, *, allow_distilled: bool) -> Deno
     if half and (options.embedded or not options.lora):
         raise ValueError(
             f"trained weights must be float32, got {network.dtype}: load the pipeline in float32; "
-            "teacher_precision='bfloat16' makes the teacher fast"
+            "precision='bfloat16' and teacher_precision='bfloat16' make the networks fast"
         )
     if any(part.training for part in network.modules()):
         warnings.warn("the teacher is not in eval mode; it is put there while it teaches", stacklevel=4)

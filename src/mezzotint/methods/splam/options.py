@@ -31,6 +31,7 @@ class Options:
     rank: int = 64
     alpha: float | None = None
     targets: tuple[str, ...] = ()
+    precision: Literal["float32", "bfloat16"] = "float32"
     teacher_precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
@@ -43,6 +44,7 @@ class Options:
         _one_of("mode", self.mode, MODES)
         _one_of("init", self.init, ("zero", "torch"))
         _one_of("sigma_mode", self.sigma_mode, ("quadrature", "linear"))
+        _one_of("precision", self.precision, ("float32", "bfloat16"))
         _one_of("teacher_precision", self.teacher_precision, ("float32", "bfloat16"))
         if min(self.guidance, *self.guidance_range) < 1:
             raise ValueError(f"guidance must be at least 1 (w = guidance - 1 >= 0), got {self.guidance}")

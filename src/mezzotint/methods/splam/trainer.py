@@ -104,6 +104,7 @@ def configured(options: Options, *, checkpoint_every: int = 200) -> Config:
         weight_decay=0.0,
         ema=None if options.mode == "lcm_lora" else options.ema,
         ema_warmup=False,
+        precision=options.precision,
         seed=options.seed,
         checkpoint_every=checkpoint_every,
     )
