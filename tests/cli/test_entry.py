@@ -164,3 +164,7 @@ def test_a_reader_that_stops_listening_is_no_error():
         child.stdout.close()
         assert child.wait(timeout=60) == 0
         assert child.stderr.read() == ""
+
+
+def test_a_verb_is_found_in_both_spellings():
+    assert [verbs.find(word).name for word in ("distil", "distill", "quantise")] == ["distill", "distill", "quantize"]

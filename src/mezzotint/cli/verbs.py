@@ -98,6 +98,10 @@ def all_verbs() -> dict[str, Verb]:
     return house | tasks
 
 
+_SPELLINGS = {"distil": "distill", "quantise": "quantize"}
+"""Words that are spelt in two ways; the verb has one of them."""
+
+
 def find(word: str) -> Verb:
     """Find a verb; for the house's own the methods are not even looked at, but `sample` asks them for their effects.
 
@@ -108,7 +112,7 @@ def find(word: str) -> Verb:
     if word in house:
         return house[word]
     verbs = all_verbs()
-    return verbs[choose(word, verbs, "verb")]
+    return verbs[choose(_SPELLINGS.get(word, word), verbs, "verb")]
 
 
 def overview(verbs: Mapping[str, Verb]) -> str:

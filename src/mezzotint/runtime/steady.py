@@ -33,11 +33,10 @@ def steady(pipe_or_network: Any) -> Iterator[None]:
     Args:
         pipe_or_network: a diffusers pipeline, or one network. On leaving, everything is as before.
     """
+    parts = (part for network in networks(pipe_or_network) for part in network.modules())
     with ExitStack() as stack:
-        for network in networks(pipe_or_network):
-            for layer in network.modules():
-                if isinstance(layer, nn.Linear):
-                    stack.enter_context(replaced(layer, "forward", _filled))
+        for layer in (part for part in parts if isinstance(part, nn.Linear)):
+            stack.enter_context(replaced(layer, "forward", _filled))
         yield
 
 
