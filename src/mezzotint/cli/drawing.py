@@ -88,7 +88,8 @@ def draw(pipe: Any, batch: Request, advance: Advance) -> list[Any]:
         extra["callback_on_step_end"] = after_step
     generators = [stream(batch.seed, "sample", 0, index) for index in batch.indices]
     attached = effects.attached(pipe, batch.prompts, batch.effects)
-    with torch.inference_mode(), strict(pipe) if batch.strict else steady(pipe), attached:
+    alike = strict(pipe) if batch.strict else steady(pipe, rows=2 if batch.guidance and batch.guidance > 1 else 1)
+    with torch.inference_mode(), alike, attached:
         images = pipe(**_arguments(pipe, batch), generator=generators, **extra).images
     if not reports:
         advance(batch.steps)

@@ -95,7 +95,7 @@ class Sampler:
     def latents(self, prompts: Sequence[Any], *, seed: int = 0, first: int = 0) -> Float[Tensor, "count channels h w"]:
         """Clean latents, float32; see `__call__`."""
         # A compiled network is left alone.
-        with steady(self.denoiser.model) if self.report is None else nullcontext():
+        with steady(self.denoiser.model, self.rows) if self.report is None else nullcontext():
             return self._latents(prompts, seed=seed, first=first)
 
     def _latents(self, prompts: Sequence[Any], *, seed: int, first: int) -> Tensor:

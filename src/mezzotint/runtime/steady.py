@@ -2,7 +2,7 @@
 
 What differs between a batch and its items is which kernel multiplies matrices of few rows: in a denoiser these are the
 embedded timesteps, one row an item, and sampling amplifies the last bits that they lose. Convolutions, attention and
-products with many rows come out alike. So products of few rows are filled up with zeros to a fixed number of rows.
+products with many rows come out alike. So products of few rows are made as they are for one picture.
 """
 
 from __future__ import annotations
@@ -11,40 +11,43 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from mezzotint.runtime.patching import networks, replaced
 
-__all__ = ["ROWS", "steady"]
-
-ROWS = 16
-"""Rows of a product come in multiples of this."""
+__all__ = ["steady"]
 
 
 @contextmanager
-def steady(pipe_or_network: Any) -> Iterator[None]:
-    """Fill up the two-dimensional inputs of linear layers to a multiple of 16 rows.
+def steady(pipe_or_network: Any, rows: int = 2) -> Iterator[None]:
+    """Multiply the two-dimensional inputs of linear layers a few rows at a time.
 
     A batch of the embedded pipeline then equals its pictures made alone, bit for bit where it was measured (x86-64,
-    float32); `strict` promises that everywhere, and takes the time of single pictures. Networks that `accelerate` has
-    compiled are not to be changed: enter this for plain evaluation.
+    float32), and these are the pictures of the pipeline left alone; `strict` promises the first everywhere, and takes
+    the time of single pictures. Networks that `accelerate` has compiled are not to be changed: this is for plain
+    evaluation.
 
     Args:
         pipe_or_network: a diffusers pipeline, or one network. On leaving, everything is as before.
+        rows: of a network call for one picture: 2 with guidance, 1 without.
+
+    Raises:
+        ValueError: no rows.
     """
+    if rows < 1:
+        raise ValueError(f"rows must be at least 1, got {rows}")
     parts = (part for network in networks(pipe_or_network) for part in network.modules())
     with ExitStack() as stack:
         for layer in (part for part in parts if isinstance(part, nn.Linear)):
-            stack.enter_context(replaced(layer, "forward", _filled))
+            stack.enter_context(replaced(layer, "forward", lambda method: _in_parts(method, rows)))
         yield
 
 
-def _filled(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def call(rows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        missing = -len(rows) % ROWS if rows.ndim == 2 else 0
-        if not missing:
-            return method(rows, *args, **kwargs)
-        return method(F.pad(rows, (0, 0, 0, missing)), *args, **kwargs)[: len(rows)]
+def _in_parts(method: Callable[..., Tensor], rows: int) -> Callable[..., Tensor]:
+    def call(given: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if given.ndim != 2 or len(given) <= rows:
+            return method(given, *args, **kwargs)
+        return torch.cat([method(part, *args, **kwargs) for part in given.split(rows)])
 
     return call
