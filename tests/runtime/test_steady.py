@@ -16,9 +16,8 @@ def pipe():
     return mezzotint.load("scenes")
 
 
-@pytest.mark.parametrize("scale", [1.0, 4.5])
-def test_a_batch_of_the_embedded_pipeline_is_its_singles(pipe, scale):
-    sampler = Sampler(pipe, steps=8, guidance_scale=scale)
+def test_a_batch_of_the_embedded_pipeline_is_its_singles(pipe):
+    sampler = Sampler(pipe, steps=8, guidance_scale=4.5)
     batch = sampler.latents(PROMPTS, seed=3)
     singles = [sampler.latents([prompt], seed=3, first=k) for k, prompt in enumerate(PROMPTS)]
     # Equal to the bit where it was measured; other processors may have other kernels.

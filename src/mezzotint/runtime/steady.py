@@ -23,8 +23,9 @@ __all__ = ["steady"]
 def steady(pipe_or_network: Any, rows: int = 2) -> Iterator[None]:
     """Multiply the two-dimensional inputs of linear layers a few rows at a time.
 
-    A batch of the embedded pipeline then equals its pictures made alone, bit for bit where it was measured (x86-64,
-    float32), and these are the pictures of the pipeline left alone; `strict` promises the first everywhere, and takes
+    A guided batch of the embedded pipeline then equals its pictures made alone, bit for bit where it was measured
+    (x86-64, float32), and these are the pictures of the pipeline left alone. Without guidance a single picture is one
+    row, which convolutions compute by another kernel: equal to 1e-5. `strict` promises the bits everywhere, and takes
     the time of single pictures. Networks that `accelerate` has compiled are not to be changed: this is for plain
     evaluation.
 
