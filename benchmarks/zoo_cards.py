@@ -168,8 +168,6 @@ def _few_steps(teacher: Any, student: Any, scale: float) -> Iterator[tuple[str, 
     for title, kind in (("DDIM", DDIMScheduler), ("DPM-Solver++", DPMSolverMultistepScheduler)):
         teacher.scheduler = kind.from_config(teacher.scheduler.config, timestep_spacing="trailing")
         yield f"the teacher's {title}, 4 steps", Sampler(teacher, steps=4, guidance_scale=scale)
-    teacher.scheduler = DDIMScheduler.from_config(teacher.scheduler.config, timestep_spacing="leading")
-    yield "the teacher's DDIM, 50 steps", Sampler(teacher, steps=50, guidance_scale=scale)
 
 
 def dit_card(training: dict[str, str], *, count: int, tries: int) -> None:
