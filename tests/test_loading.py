@@ -234,6 +234,12 @@ def test_a_lora_of_an_embedded_pipeline_is_loaded_with_its_base(adapter: tuple[A
     assert recommended(pipe, "num_inference_steps") == 4
 
 
+def test_the_hash_of_a_lora_changes_with_its_base(adapter: tuple[Any, Path]) -> None:
+    with_base = model_hash(adapter[1])
+    write_json(adapter[1] / "metrics.json", {"base": "scenes-dit"})
+    assert model_hash(adapter[1]) != with_base
+
+
 @pytest.mark.parametrize("base", [None, "../elsewhere", "runwayml/stable-diffusion-v1-5", "scene-splam"])
 def test_a_lora_without_an_embedded_base_says_what_to_do(adapter: tuple[Any, Path], base: object) -> None:
     write_json(adapter[1] / "metrics.json", {"base": base})

@@ -136,6 +136,8 @@ def check_model(folder: str | Path) -> None:
 def model_hash(folder: str | Path) -> str:
     """Name the content of a model folder: 16 hexadecimal digits of a SHA-256 over its weights and configurations.
 
+    A LoRA that names its embedded base changes with that base.
+
     Raises:
         FileError: a file cannot be read.
     """
@@ -145,6 +147,8 @@ def model_hash(folder: str | Path) -> str:
             with open_foreign(path, max_bytes=2**40) as file:
                 content = hashlib.file_digest(file, "sha256").digest()
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + content)
+    if (base := _base(Path(folder))) is not None:
+        digest.update(model_hash(zoo_path(base)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -224,9 +228,7 @@ def _component(path: Path, dtype: torch.dtype) -> Any:
 
 def _adapted(folder: Path, dtype: torch.dtype) -> Pipeline:
     """A LoRA fused into the embedded pipeline that it names as its base, with the scheduler that lies beside it."""
-    about = read_json(folder / MEASURED) if (folder / MEASURED).is_file() else None
-    base = about.get("base") if isinstance(about, dict) else None
-    if not isinstance(base, str) or base not in embedded() or (_weights() / base / _ADAPTER).exists():
+    if (base := _base(folder)) is None:
         raise FileError(folder, "is a LoRA: load its base model, then call pipe.load_lora_weights with this folder")
     check_model(folder)
     pipe = load(base, dtype=dtype)
@@ -238,6 +240,16 @@ def _adapted(folder: Path, dtype: torch.dtype) -> Pipeline:
             pipe.scheduler = _scheduler(path)
     pipe.register_to_config(_name_or_path=str(folder))
     return pipe
+
+
+def _base(folder: Path) -> str | None:
+    """The embedded checkpoint that a folder names as the base of its LoRA."""
+    if not ((folder / _ADAPTER).is_file() and (folder / MEASURED).is_file()):
+        return None
+    about = read_json(folder / MEASURED)
+    base = about.get("base") if isinstance(about, dict) else None
+    known = isinstance(base, str) and base in embedded() and not (_weights() / base / _ADAPTER).exists()
+    return base if known else None
 
 
 def _scheduler(path: Path) -> Any:

@@ -111,7 +111,7 @@ def balanced(alphas_cumprod: Float[Tensor, " steps"]) -> Float[Tensor, " steps"]
 
     That is min-SNR times sqrt(1 + 1 / SNR), halfway between the weights of epsilon and of v. Under min-SNR alone an
     error in the clean latents at log SNR -3 weighs a twentieth of one at 0, and objects go missing: `scenes` trained so
-    left 19 % of one-object pictures empty, 6 % when a true layout at log SNR -3.3 was given, 2 % at -2.4.
+    left 19 % of one-object pictures without their object; 6 % given a true layout at log SNR -3.3, 2 % at -2.4.
     """
     snr = alphas_cumprod / (1 - alphas_cumprod)
     return min_snr(alphas_cumprod) * (1 + 1 / snr).sqrt()
