@@ -57,7 +57,8 @@ class Size:
 
 
 QUICK = Size(24, 48, generation.Size(prompts=6, ablated=0, steps=8, batch=6, pilot=12))
-FULL = Size(200, 500, generation.Size(prompts=500, ablated=150, steps=25))
+FULL = Size(100, 500, generation.Size(prompts=80, ablated=20, steps=20, batch=20, precision="bfloat16"))
+"""About an hour of one core for three seeds."""
 
 
 def experiment(
@@ -169,7 +170,7 @@ def _attention_claims(trial: Experiment) -> None:
 def _settings(size: Size) -> dict[str, object]:
     pictures = size.pictures
     return {
-        "sampler": f"the pipeline's own, {pictures.steps} steps, guidance {pictures.guidance}",
+        "sampler": f"the pipeline's own, {pictures.steps} steps, guidance {pictures.guidance}, {pictures.precision}",
         "prompts a seed": f"{pictures.prompts}, half of them of held-out combinations; ablations {pictures.ablated}",
         "noised renders a seed": f"{size.scenes}, timesteps {', '.join(map(str, attention_leak.TIMESTEPS))}",
         "renders a seed and kind of swap": size.renders,

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice, pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -42,7 +42,10 @@ Arm = Callable[[Any, list[str], "Prompts"], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Size:
-    """How much is run: prompts a seed, prompts of the ablations, sampling steps, guidance, pictures on the page."""
+    """How much is run: prompts a seed, prompts of the ablations, sampling steps, guidance, pictures on the page.
+
+    `precision` is that of sampling, in every arm: "bfloat16" is autocast.
+    """
 
     prompts: int
     ablated: int
@@ -51,6 +54,7 @@ class Size:
     batch: int = 25
     shown: int = 4
     pilot: int = 48
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,7 @@ def made(pipe: Any, arm: Arm, prompts: Prompts, size: Size, *, seed: int) -> Mad
         part = prompts.part(first, size.batch)
         noise = normal(latent_shape(pipe), seed=seed, purpose="binding", first=first, count=len(part.told))
         start = time.perf_counter()
-        with arm(pipe, part.texts, part):
+        with arm(pipe, part.texts, part), _autocast(pipe, size):
             pictures.append(_call(pipe, part.texts, noise, size))
         seconds.append((time.perf_counter() - start) / len(part.told))
     return Made(torch.cat(pictures), tuple(seconds))
@@ -236,6 +240,10 @@ METRICS: dict[str, tuple[str, str, str, str]] = {
     "right": ("pictures right", "rate", "higher", "every object there with its attributes: scene parser"),
     "clip_score": ("CLIPScore", "", "higher", "2.5 max(cos, 0) of the small similarity"),
 }
+
+
+def _autocast(pipe: Any, size: Size) -> AbstractContextManager[Any]:
+    return torch.autocast(pipe.device.type, torch.bfloat16, enabled=size.precision == "bfloat16")
 
 
 @torch.no_grad()

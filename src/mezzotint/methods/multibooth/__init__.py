@@ -71,6 +71,7 @@ def learn(
     encoder_layers: int | None = None,
     templates: tuple[str, ...] = (),
     flip: bool = False,
+    precision: Literal["float32", "bfloat16"] = "float32",
     seed: int = 0,
     run: str | None = None,
     out: str | None = None,
@@ -83,13 +84,13 @@ def learn(
         images: folder with three to five pictures of the concept; of each the square in the middle is used.
         class_word: the class noun, such as cube or dog.
         placeholder: the word that will stand for the concept in prompts, followed by the class noun.
-        steps: optimiser steps; 900 suit Stable Diffusion, 400 the embedded model.
+        steps: optimiser steps; 900 suit Stable Diffusion, 200 the embedded model.
         rank: of the LoRA.
         layers: attention layers whose keys and values are adapted: all, or those that read the text (cross).
         encoder: what gives the embedding: a qformer that looks at the pictures, or one free vector.
         acn: give the embedding the length of the class noun's.
         regulariser: factor lambda of the embedding's squared length before that.
-        learning_rate: of AdamW; 8e-5 suits Stable Diffusion, 1e-3 the embedded model.
+        learning_rate: of AdamW; 8e-5 suits Stable Diffusion, 3e-3 the embedded model.
         encoder_rate: factor on it for the encoder.
         batch_size: pictures of a step.
         weight_decay: of AdamW.
@@ -97,6 +98,7 @@ def learn(
         encoder_layers: of the qformer; 12 beside text encoders of width 768 and more, else 2.
         templates: contexts to show the concept in, with {} for placeholder and noun; the usual 27 when not given.
         flip: show mirrored pictures too; for symmetric things only.
+        precision: of the arithmetic; bfloat16 is autocast around the loss, what is learnt stays in float32.
         seed: of every draw.
         run: folder for checkpoints, so that a killed run can be continued; none when not given.
         out: folder to write the concept to; refused before the training where it is not empty.

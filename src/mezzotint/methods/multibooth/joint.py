@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -37,6 +37,7 @@ class Training:
         learning_rate: of AdamW.
         token_rate: factor on it for embeddings of new words.
         templates: contexts; the usual 27 when empty.
+        precision: "bfloat16" for autocast around the loss.
         seed: of every draw.
     """
 
@@ -45,6 +46,7 @@ class Training:
     learning_rate: float = 1e-4
     token_rate: float = 1.0
     templates: tuple[str, ...] = ()
+    precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
     def config(self) -> Config:
@@ -54,6 +56,7 @@ class Training:
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             rates={"token": self.token_rate},
+            precision=self.precision,
             seed=self.seed,
         )
 

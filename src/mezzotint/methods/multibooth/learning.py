@@ -215,6 +215,7 @@ def _configured(options: Options) -> Config:
         learning_rate=options.learning_rate,
         rates={"encoder": options.encoder_rate},
         weight_decay=options.weight_decay,
+        precision=options.precision,
         seed=options.seed,
         checkpoint_every=200,
     )

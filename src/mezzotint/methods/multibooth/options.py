@@ -35,6 +35,7 @@ class Options:
     encoder_layers: int | None = None
     templates: tuple[str, ...] = ()
     flip: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -48,6 +49,8 @@ class Options:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.layers not in ("all", "cross"):
             raise ValueError(f"layers must be 'all' or 'cross', got {self.layers!r}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
         if self.encoder not in ("qformer", "free"):
             raise ValueError(f"encoder must be 'qformer' or 'free', got {self.encoder!r}")
         if not self.class_word.strip():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -84,11 +84,11 @@ QUICK = Size(
     counts=(0, 2, 5),
 )
 FULL = Size(
-    single_experiment.FULL,
+    replace(single_experiment.FULL, concepts=2),
     pictures=8,
-    conditions=tuple(LAYOUTS),
+    conditions=tuple(LAYOUTS)[:2],
     arms=(OURS, SUMMED, SUM, CROSS, INVERTED, BOOTH, CUSTOM, MERGED),
-    rounds=9,
+    rounds=5,
 )
 
 Way: TypeAlias = Callable[[Sequence[int], str, Sequence[Sides]], AbstractContextManager[Any]]
@@ -153,7 +153,8 @@ def _baselines(
 ) -> Iterator[tuple[str, Finetuned]]:
     one = size.learning
     prior = prior_of(pipe, {kind.class_word: class_pictures(kind, 4 * one.shown, seed=seed) for kind in kinds})
-    settings = partial(Training, batch_size=one.batch, templates=single_experiment.TEMPLATES, seed=seed)
+    shared: dict[str, Any] = {"batch_size": one.batch, "precision": one.precision, "seed": seed}
+    settings = partial(Training, templates=single_experiment.TEMPLATES, **shared)
     alone, together = one.steps, one.steps * len(subjects)
     custom = partial(custom_diffusion, pipe, prior=prior, progress=False)
     if INVERTED in size.arms:
@@ -167,8 +168,8 @@ def _baselines(
         way = settings(steps=together, learning_rate=1e-3)
         yield BOOTH, dreambooth(pipe, rare, way, prior=prior, rank=8, progress=False)
     if CUSTOM in size.arms:
-        yield CUSTOM, custom(subjects, settings(steps=together, learning_rate=2e-4, token_rate=10.0))
+        yield CUSTOM, custom(subjects, settings(steps=together, learning_rate=1e-3, token_rate=2.0))
     if MERGED in size.arms:
-        way = settings(steps=alone, learning_rate=2e-4, token_rate=10.0)
+        way = settings(steps=alone, learning_rate=1e-3, token_rate=2.0)
         captions = [caption(scene, "plain", seed=seed).text for scene in sample(200, seed=seed, split="train")]
         yield MERGED, merged(pipe, [custom([each], way) for each in subjects], captions)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mezzotint.diffusion import decode, latent_shape, rng
 
-from . import place
+from . import place, single_experiment
 from .concept import Concept
 from .finetuned import summed
 from .judge import Judge
@@ -71,7 +71,7 @@ def measure_regional(
     kinds = CONCEPTS[: size.learning.concepts]
     judge = judge or _judge(kinds, size)
     known = {seed: learn_all(pipe, kinds, size, seed) for seed in seeds}
-    easel = Easel(pipe, size.learning.sampling, guidance)
+    easel = Easel(pipe, size.learning, guidance)
     for condition in size.conditions:
         if len(LAYOUTS[condition][0]) > len(kinds):
             raise ValueError(f"{condition} needs more than the {len(kinds)} concepts that are learnt")
@@ -87,10 +87,10 @@ def _judge(kinds: Sequence[Thing], size: Size) -> Judge:
 
 @dataclass(frozen=True, eq=False)
 class Easel:
-    """How pictures are made: the pipeline, sampling steps and guidance scale."""
+    """How pictures are made: the pipeline, sampling steps and precision, and guidance scale."""
 
     pipe: Any
-    steps: int
+    size: single_experiment.Size
     guidance: float
 
     def paint(
@@ -98,8 +98,8 @@ class Easel:
     ) -> Float[Tensor, "count 3 height width"]:
         """Pictures of one prompt within a context; picture k of a seed starts from the same noise in every arm."""
         noise = rng.normal(latent_shape(self.pipe), seed=seed, purpose="multibooth/regions", count=count)
-        settings: dict[str, Any] = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
-        with context, torch.no_grad():
+        settings: dict[str, Any] = {"num_inference_steps": self.size.sampling, "guidance_scale": self.guidance}
+        with context, torch.no_grad(), self.size.autocast(self.pipe):
             made = self.pipe([prompt] * count, latents=noise.to(self.pipe.device), output_type="latent", **settings)
             return decode(self.pipe, made.images)
 

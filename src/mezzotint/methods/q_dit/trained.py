@@ -31,6 +31,8 @@ __all__ = ["ACCURACY", "FRECHET", "RMSE", "SEARCH", "Bench", "Size", "measure_ar
 RMSE, FRECHET, ACCURACY = "RMSE of latents to full precision", "Frechet distance", "class right"
 SEARCH = "RMSE of latents after the search"
 SPACE = (32, 64, 128, 256)
+ENOUGH = 200
+"""Pictures from which on a Frechet distance says more about the model than about their number."""
 SIMULATE: dict[str, Any] = {"executor": "simulate"}
 Arm = tuple[Any, Correct | None]
 """A network and what corrects its noise."""
@@ -38,7 +40,10 @@ Arm = tuple[Any, Correct | None]
 
 @dataclass(frozen=True)
 class Size:
-    """How much is sampled: pictures, steps, calibration inputs, pictures for set-level metrics, and the search."""
+    """How much is sampled: pictures, steps, calibration inputs, pictures that the parser judges, and the search.
+
+    `fewer` names the arms that run at all precisions but the first; all of them when empty.
+    """
 
     pictures: int
     steps: int
@@ -51,6 +56,7 @@ class Size:
     search_steps: int
     guidance: float = 1.5
     batch: int = 64
+    fewer: tuple[str, ...] = ()
 
 
 def class_names(pipe: Any) -> dict[int, str]:
@@ -138,8 +144,8 @@ def measure_arms(trial: Any, pipe: Any, seeds: Sequence[int], size: Size, *, nam
         if not injected:
             judge.show(trial, "full precision", exact[0], benches[0])
             judge.measure(trial, {"full precision": exact}, benches, "natural, not quantised")
-        for precision in size.precisions:
-            for name in names:
+        for place, precision in enumerate(size.precisions):
+            for name in (place and size.fewer) or names:
                 _measure_arm(trial, judge, benches, exact, name=name, precision=precision)
 
 
@@ -203,9 +209,12 @@ class Judge:
             for bench, latents in zip(benches, seeds, strict=True):
                 pictures = self.pictures(latents[:judged])
                 right.setdefault(arm, []).append(self.right(pictures, bench.classes[:judged]))
-                distances.setdefault(arm, []).append(self._distance(pictures))
+                if judged >= ENOUGH:
+                    distances.setdefault(arm, []).append(self._distance(pictures))
         trial.measure(ACCURACY, right, unit="rate", direction="higher", group=group, counted="pictures")
-        trial.measure(FRECHET, distances, direction="lower", group=group, note=f"{judged} pictures, parser's features")
+        if distances:
+            note = f"{judged} pictures, parser's features"
+            trial.measure(FRECHET, distances, direction="lower", group=group, note=note)
 
     def _distance(self, pictures: Tensor) -> float:
         from mezzotint.metrics.frechet import frechet_distance

@@ -118,4 +118,5 @@ def _pipeline_settings(size: embedded.Size) -> dict[str, object]:
         "pipeline: pictures": size.pictures,
         "pipeline: held-out prompts a seed": size.prompts,
         "pipeline: learning rate": size.learning_rate,
+        "pipeline: precision of training and sampling": size.precision,
     }
