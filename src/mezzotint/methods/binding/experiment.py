@@ -57,7 +57,7 @@ class Size:
 
 
 QUICK = Size(24, 48, generation.Size(prompts=6, ablated=0, steps=8, batch=6, pilot=12))
-FULL = Size(100, 500, generation.Size(prompts=80, ablated=20, steps=20, batch=20, precision="bfloat16"))
+FULL = Size(100, 250, generation.Size(prompts=60, ablated=20, steps=20, batch=20, precision="bfloat16"))
 """About an hour of one core for three seeds."""
 
 
