@@ -165,7 +165,7 @@ def _measure_arm(
     errors = [rmse(a[:count], b[:count]) for a, b in zip(made, exact, strict=True)]
     _rmse_row(trial, RMSE, {name: torch.stack(errors)}, group)
     judge.measure(trial, {name: made}, benches, group)
-    if not benches[0].injected:
+    if not benches[0].injected and precision == benches[0].size.precisions[0]:
         judge.show(trial, name, made[0], benches[0])
 
 
