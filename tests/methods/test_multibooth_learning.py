@@ -376,6 +376,13 @@ def test_seeds_decide(pipe):
     assert not torch.equal(learn(pipe).embeddings[0], learn(pipe, seed=1).embeddings[0])
 
 
+def test_half_precision_is_that_of_the_arithmetic_not_of_what_is_kept(pipe):
+    exact, rough = (learn(pipe, precision=precision) for precision in ("float32", "bfloat16"))
+    pairs = [(exact.lora[name][1], rough.lora[name][1]) for name in exact.lora]
+    assert all(a.dtype == b.dtype == torch.float32 for a, b in pairs)
+    assert 0 < max(float((a - b).abs().max()) for a, b in pairs) < 0.05
+
+
 def test_cross_attention_alone_and_a_free_vector(pipe):
     concept = learn(pipe, layers="cross", encoder="free")
     assert {name.split(".")[-2] for name in concept.lora} == {"attn2"}
