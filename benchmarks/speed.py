@@ -25,7 +25,7 @@ from speed_arms import STEPS, TITLES, missing, pipeline
 from speed_report import page, pareto_front, per_step, plot, summary, verdicts
 from speed_worker import Worker
 
-from mezzotint.files import read_safetensors, write_bytes, write_json, write_text
+from mezzotint.files import read_json, read_safetensors, write_bytes, write_json, write_text
 from mezzotint.runtime import environment
 
 ROOT = Path(__file__).parents[1]
@@ -187,7 +187,8 @@ def large(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def one_large(worker: Worker, steps: int, rounds: int) -> dict[str, Any]:
     """Seconds of a step and besides, from short runs, and what a picture of all steps takes by them."""
-    found = {"ready": worker.ready, **worker.ask("prepare", batch=1)}
+    # Engines are tried on runs as short as those that are timed: whole ones would take many minutes each.
+    found = {"ready": worker.ready, **worker.ask("prepare", batch=1, steps=LARGE_STEPS[0])}
     times = []
     for short in LARGE_STEPS:
         worker.ask("set_steps", steps=short)
@@ -229,6 +230,8 @@ def measured(options: Mapping[str, Any]) -> dict[str, Any]:
         "load": [load, os.getloadavg()[0]],
         "pictures": count,
     }
+    if options["schedule"]:
+        results["schedule"] = str(read_json(options["schedule"])["name"])
     return results | {key: options[key] for key in ("threads", "run", "seed")}
 
 

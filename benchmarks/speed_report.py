@@ -134,6 +134,7 @@ def _head(results: Mapping[str, Any]) -> str:
         f"\n\n{machine['processor']}, {machine['cores']} cores, {' '.join(machine['isa'])}; {results['threads']} "
         f"thread(s); torch {versions['torch']}, diffusers {versions['diffusers']}; load average {before:.1f} before "
         f"and {after:.1f} after. Engines are chosen for a run of {results['run']:,} pictures."
+        + (f" AYS: the schedule {results['schedule']!r}." if "schedule" in results else "")
     )
 
 
@@ -152,7 +153,25 @@ def _targets(results: Mapping[str, Any]) -> list[str]:
     if not lines:
         return []
     note = f"Only arms whose accuracy is at most {100 * WITHIN:g} points behind the 50-step teacher's count."
-    return ["## Targets", table(["target", "found"], lines), note]
+    return ["## Targets", table(["target", "found"], lines), note, *_speed_ups(results)]
+
+
+def _speed_ups(results: Mapping[str, Any]) -> list[str]:
+    """Every arm of ours, near enough to the teacher or not."""
+    arms = results["arms"]
+    places = [(base, batch) for batch in results["batches"] for base, _ in TARGETS if "seconds" in arms.get(base, {})]
+    rows = [
+        [arm["title"], *(_ratio(arms[base], arm, batch) for base, batch in places), _behind(arm)]
+        for arm in arms.values()
+        if arm.get("ours") and "seconds" in arm
+    ]
+    header = ["times as fast as", *(f"{base}, batch {batch}" for base, batch in places), "points over teacher"]
+    return [table(header, rows)] if rows and places else []
+
+
+def _ratio(base: Mapping[str, Any], arm: Mapping[str, Any], batch: str) -> str:
+    theirs, ours = base["seconds"].get(batch), arm["seconds"].get(batch)
+    return spread(speed_up(theirs, ours)) if theirs and ours else ""
 
 
 def _quality(results: Mapping[str, Any]) -> list[str]:

@@ -74,8 +74,9 @@ class _Job:
         self.arm = make(name, options)
         self.kept: list[Any] = []
 
-    def prepare(self, *, batch: int, side: int | None = None) -> dict[str, Any]:
-        """Get ready, and draw the first pictures."""
+    def prepare(self, *, batch: int, side: int | None = None, steps: int | None = None) -> dict[str, Any]:
+        """Get ready, with another number of steps if given, and draw the first pictures."""
+        self.arm.steps = self.arm.steps if steps is None else steps
         start = time.perf_counter()
         self.arm.prepare(batch, side=side)
         self.arm.draw(["a red cube"] * batch)
