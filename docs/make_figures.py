@@ -22,7 +22,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "splam": ("SPLAM improved", "SPLAM official", "LCM-fixed-w", "teacher DDIM", "teacher, 50 steps"),
     "q_dit": ("full precision", "Q-DiT", "RTN-g", "GPTQ-row", "RTN-D", "RTN-T"),
     "binding": ("stock", "FCA", "DisCLIP", "FCA + DisCLIP", "Attend-and-Excite", "SynGen"),
-    "multibooth": ("renders", "MultiBooth", "Textual Inversion", "DreamBooth", "Custom Diffusion", "class noun"),
+    "multibooth": ("MultiBooth", "no regions", "texts summed", "Textual Inversion", "DreamBooth", "Custom Diffusion"),
 }  # fmt: skip
 ROWS = 4
 
