@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import torch
 
+from mezzotint.runtime.arithmetic import Arithmetic
+
 # Fields that may differ between the run in a folder and the call that continues it: they do not change what a step
 # computes, except `steps`, whose change is how a run is made longer and is announced.
 FREE = {
@@ -79,7 +81,7 @@ class Config:
     warmup: int = 0
     final: float = 0.0
     clip: float | None = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Arithmetic = "float32"
     ema: float | None = None
     ema_warmup: bool = True
     seed: int = 0

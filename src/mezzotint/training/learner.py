@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from mezzotint.runtime.arithmetic import autocast
 from mezzotint.training import data as batching
 from mezzotint.training import finite, optimisers
 from mezzotint.training import optimiser_state as moments
@@ -86,8 +87,7 @@ class Learner:
         Raises:
             ValueError: if the loss is not a single number.
         """
-        bfloat16 = self.config.precision == "bfloat16"
-        with torch.autocast(self.trainables.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        with autocast(self.trainables.device, self.config.precision):
             result = self.loss(batching.move(batch, self.trainables.device), step)
         value, extra = result if isinstance(result, tuple) else (result, {})
         if value.ndim:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count, islice, pairwise
-from typing import Any, Literal
+from itertools import chain, count, islice
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,7 @@ from mezzotint.diffusion.latents import latent_shape
 from mezzotint.diffusion.rng import normal
 from mezzotint.evidence import Experiment
 from mezzotint.metrics.scene_accuracy import WantedObject
+from mezzotint.runtime.arithmetic import Arithmetic, autocast
 from mezzotint.worlds.scenes.captions import Caption, caption
 from mezzotint.worlds.scenes.graph import graph
 from mezzotint.worlds.scenes.sampling import Split, sample
@@ -54,7 +55,7 @@ class Size:
     batch: int = 25
     shown: int = 4
     pilot: int = 48
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Arithmetic = "float32"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ class Prompts:
 def prompts_of(
     number: int, objects: tuple[int, int], *, seed: int, splits: Sequence[Split] = ("test", "held_out")
 ) -> Prompts:
-    """Captions of scenes in which no noun and no colour occurs twice, in equal parts of the splits.
+    """Captions of scenes in which no noun and no colour occurs twice, from the splits in turn.
+
+    The first prompts of a larger number are those of a smaller one.
 
     Args:
         number: how many.
@@ -90,12 +93,8 @@ def prompts_of(
         seed: of scenes and captions.
         splits: of the scenes; every object of "held_out" is a pair of shape and colour that training never showed.
     """
-    ends = [number * k // len(splits) for k in range(len(splits) + 1)]
-    found = [
-        scene
-        for split, (start, end) in zip(splits, pairwise(ends), strict=True)
-        for scene in islice(_scenes(split, objects, seed=seed), end - start)
-    ]
+    turns = zip(*(_scenes(split, objects, seed=seed) for split in splits), strict=True)
+    found = tuple(islice(chain.from_iterable(turns), number))
     told = tuple(caption(scene, "plain", seed=k) for k, scene in enumerate(found))
     wanted = tuple(tuple(graph(scene).wanted(said)) for scene, said in zip(found, told, strict=True))
     return Prompts(told, wanted)
@@ -183,7 +182,7 @@ def made(pipe: Any, arm: Arm, prompts: Prompts, size: Size, *, seed: int) -> Mad
         part = prompts.part(first, size.batch)
         noise = normal(latent_shape(pipe), seed=seed, purpose="binding", first=first, count=len(part.told))
         start = time.perf_counter()
-        with arm(pipe, part.texts, part), _autocast(pipe, size):
+        with arm(pipe, part.texts, part), autocast(pipe.device, size.precision):
             pictures.append(_call(pipe, part.texts, noise, size))
         seconds.append((time.perf_counter() - start) / len(part.told))
     return Made(torch.cat(pictures), tuple(seconds))
@@ -240,10 +239,6 @@ METRICS: dict[str, tuple[str, str, str, str]] = {
     "right": ("pictures right", "rate", "higher", "every object there with its attributes: scene parser"),
     "clip_score": ("CLIPScore", "", "higher", "2.5 max(cos, 0) of the small similarity"),
 }
-
-
-def _autocast(pipe: Any, size: Size) -> AbstractContextManager[Any]:
-    return torch.autocast(pipe.device.type, torch.bfloat16, enabled=size.precision == "bfloat16")
 
 
 @torch.no_grad()

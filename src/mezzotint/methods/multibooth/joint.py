@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mezzotint.attention.sites import backbone
 from mezzotint.diffusion import decode, rng
 from mezzotint.diffusion.latents import latent_shape, posterior
+from mezzotint.runtime.arithmetic import Arithmetic
 from mezzotint.training import Config, Run, fit
 
 from .base import text_parts
@@ -46,7 +47,7 @@ class Training:
     learning_rate: float = 1e-4
     token_rate: float = 1.0
     templates: tuple[str, ...] = ()
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Arithmetic = "float32"
     seed: int = 0
 
     def config(self) -> Config:

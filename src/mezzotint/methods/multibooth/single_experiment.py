@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mezzotint.diffusion import decode, latent_shape, rng
 from mezzotint.metrics.similarity import cosine
+from mezzotint.runtime.arithmetic import Arithmetic, autocast
 from mezzotint.worlds.scenes import FLOORS
 
 from .concept import Concept
@@ -91,11 +92,11 @@ class Size:
     judge_steps: int
     judge_views: int
     arms: tuple[str, ...] = ()
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Arithmetic = "float32"
 
     def autocast(self, pipe: Any) -> AbstractContextManager[Any]:
         """The precision of sampling."""
-        return torch.autocast(pipe.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        return autocast(pipe.device, self.precision)
 
 
 QUICK = Size(

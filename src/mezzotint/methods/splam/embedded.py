@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
@@ -20,6 +20,7 @@ from torch import Tensor
 from mezzotint.diffusion import Condition, Denoiser, decode
 from mezzotint.metrics.frechet import frechet_bootstrap, frechet_distance
 from mezzotint.metrics.similarity import rmse
+from mezzotint.runtime.arithmetic import Arithmetic, autocast
 
 from .cache import Cached, gathered
 from .distilled import Distilled
@@ -62,7 +63,7 @@ class Size:
     shown: int = 4
     draws: int = 100
     learning_rate: float = 1e-4
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Arithmetic = "float32"
 
 
 FULL = Size(240, 16, 2048, 120, steps=(1, 2, 4), draws=200, learning_rate=2e-4, precision="bfloat16")
@@ -114,7 +115,7 @@ class Bench:
     guidance: float
     seed: int
     reference: Float[Tensor, "count channels h w"]
-    precision: str = "float32"
+    precision: Arithmetic = "float32"
 
     @classmethod
     def make(cls, pipe: Any, size: Size, seed: int, *, guidance: float) -> Bench:
@@ -154,7 +155,7 @@ class Bench:
         for first in range(0, len(self.prompts), size):
             prompts = self.prompts[first : first + size]
             noise, _ = fresh_noise(self.pipe, len(prompts), seed=self.seed, first=first)
-            with torch.autocast(noise.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            with autocast(noise.device, self.precision):
                 parts.append(run(prompts, noise, first) if numbered else run(prompts, noise))
         return torch.cat(parts).float()
 

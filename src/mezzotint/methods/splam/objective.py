@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mezzotint.diffusion import Condition, Denoiser, Predictor
+from mezzotint.runtime.arithmetic import Arithmetic
 from mezzotint.training import Step
 
 from .embedding import WIDTH
@@ -50,7 +51,7 @@ class Settings:
         averaged: the target is the moving average; else the student itself without gradient (LCM-LoRA).
         distance: Huber, or squares (ablation).
         width: features of the embedding.
-        teacher_dtype: bfloat16 for autocast around the teacher.
+        teacher_precision: "bfloat16" for autocast around the teacher.
     """
 
     points: int = POINTS
@@ -64,7 +65,7 @@ class Settings:
     averaged: bool = True
     distance: Literal["huber", "squares"] = "huber"
     width: int = WIDTH
-    teacher_dtype: torch.dtype = torch.float32
+    teacher_precision: Arithmetic = "float32"
 
 
 class Objective:
@@ -113,9 +114,9 @@ class Objective:
         self, x_t: Tensor, jump: Jump, conds: tuple[Condition | None, Condition | None], weight: Tensor
     ) -> Tensor:
         low, high = self.settings.weights
-        guided = bound(self.teacher, *conds, low if low == high else weight)
-        dtype = self.settings.teacher_dtype
-        return teacher_step(guided or self.teacher, x_t, jump.t, jump.to, levels=self.levels, dtype=dtype)
+        found = bound(self.teacher, *conds, low if low == high else weight)
+        model, precision = found or self.teacher, self.settings.teacher_precision
+        return teacher_step(model, x_t, jump.t, jump.to, levels=self.levels, precision=precision)
 
     @torch.no_grad()
     def _target(self, x_to: Tensor, jump: Jump, cond: Condition | None, *, weight: Tensor | None, step: Step) -> Tensor:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mezzotint.diffusion import Condition, Levels, Predictor, guided
+from mezzotint.runtime.arithmetic import Arithmetic, autocast
 
 __all__ = ["bound", "exact", "teacher_step"]
 
@@ -43,7 +44,7 @@ def teacher_step(
     to: Tensor,
     *,
     levels: Levels | None = None,
-    dtype: torch.dtype = torch.float32,
+    precision: Arithmetic = "float32",
 ) -> Float[Tensor, "batch *item"]:
     """x_t' from x_t by one DDIM step along the teacher's noise, derived from v or x0 where those are predicted.
 
@@ -53,8 +54,8 @@ def teacher_step(
         t: timesteps.
         to: timesteps t'.
         levels: the teacher's own when None.
-        dtype: bfloat16 for autocast around the network.
+        precision: "bfloat16" for autocast around the network.
     """
-    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with autocast(x.device, precision):
         noise = teacher.eps(x, t).to(x.dtype)
     return (levels or teacher.levels).ddim_step(x, noise, t, to)

@@ -6,7 +6,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from mezzotint import files
@@ -123,7 +122,7 @@ def settings_of(options: Options, network: nn.Module) -> Settings:
         sigma_mode=options.sigma_mode,
         averaged=options.mode != "lcm_lora",
         width=projection(network).in_features if options.embedded else WIDTH,
-        teacher_dtype=torch.bfloat16 if options.teacher_precision == "bfloat16" else torch.float32,
+        teacher_precision=options.teacher_precision,
     )
 
 
