@@ -66,8 +66,10 @@ def _takes_adjective(tagged: Reading, index: int) -> bool:
 
 
 def _apposition(tagged: Reading, comma: int) -> Predicate | None:
-    """Joined adjectives between commas behind their noun: "a dog, black and fluffy, sits"."""
+    """Adjectives behind their noun: joined between commas ("a dog, black and fluffy, sits"), or "a scarf, red with"."""
     first = _adjectives_end(tagged, comma + 1)
+    if tagged.tag(comma - 1) == "N" and first > comma + 1 and tagged.text(first) == "with":
+        return Predicate(comma, tuple(k for k in range(comma, first) if tagged.tag(k) == "A"), resultative=True)
     last = _adjectives_end(tagged, first + 1)
     joined = first > comma + 1 and tagged.tag(first) == "C" and last > first + 1
     if tagged.tag(comma - 1) != "N" or not joined or tagged.text(last) != ",":

@@ -90,6 +90,9 @@ def tag_ed(tagged: Reading, index: int, text: str) -> str:
     if before == "N":
         joined = text in words.ed_after_noun and not words.is_plural(tagged.text(index - 1))
         return "A" if goes_on and joined else "V"
+    verb = index - 2 if tagged.tag(index - 1) == "R" else index - 1
+    if before == "V" and tagged.text(verb) in words.copulas:
+        return "A"
     if before == "V" and tagged.is_be(index - 1):
         return "A" if listed and after not in words.prepositions else "V"
     closing = before in {"C", "P"} and listed and tagged.tag(index - 2) == "A"

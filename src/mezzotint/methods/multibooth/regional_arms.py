@@ -74,9 +74,7 @@ class Size:
 
 
 QUICK = Size(
-    single_experiment.Size(
-        concepts=2, shown=4, steps=30, batch=4, pictures=8, sampling=15, judge_steps=200, judge_views=40
-    ),
+    replace(single_experiment.QUICK, concepts=2, sampling=15, arms=()),
     pictures=8,
     conditions=(PAIRS,),
     arms=(OURS, SUMMED, SUM),

@@ -102,13 +102,14 @@ class Size:
 QUICK = Size(
     concepts=1,
     shown=4,
-    steps=40,
+    steps=120,
     batch=4,
     pictures=8,
     sampling=10,
     judge_steps=200,
     judge_views=40,
-    arms=(OURS, "Textual Inversion", "neither"),
+    arms=(OURS, "Textual Inversion"),
+    precision="bfloat16",
 )
 FULL = Size(
     concepts=1,
