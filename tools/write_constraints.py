@@ -9,7 +9,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-EXTRAS = ("", "dev", "docs", "studio")
+EXTRAS = ("", "bench", "dev", "docs", "studio")
 
 
 def _needed(name: str, extras: tuple[str, ...], found: dict[str, str], seen: set[tuple[str, str]]) -> None:

@@ -74,7 +74,7 @@ class Size:
 
 
 QUICK = Size(
-    replace(single_experiment.QUICK, concepts=2, sampling=15, arms=()),
+    replace(single_experiment.QUICK, concepts=2, arms=()),
     pictures=8,
     conditions=(PAIRS,),
     arms=(OURS, SUMMED, SUM),
