@@ -36,7 +36,7 @@ from mezzotint.runtime import environment
 
 RESULTS = Path(__file__).parent / "results"
 LAYERS = ((512, 1152, 3456), (512, 1152, 1152), (512, 1152, 4608), (512, 4608, 1152), (2, 1152, 6912))
-GROUPS = (64, 128, 192, 384, 0)
+GROUPS = (64, 128, 0)
 XL = {
     "num_attention_heads": 16, "attention_head_dim": 72, "in_channels": 4, "out_channels": 8, "num_layers": 28,
     "sample_size": 32, "patch_size": 2, "num_embeds_ada_norm": 1000,
@@ -240,7 +240,7 @@ def markdown(results: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, write the results and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15, help="rounds of a layer; the network gets a third of them")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of a layer; the network gets a third of them")
     parser.add_argument("--layer", type=int, nargs=3, action="append", metavar=("TOKENS", "IN", "OUT"))
     parser.add_argument("--groups", type=int, nargs="+", default=GROUPS, help="group sizes; 0 is the whole row")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -176,10 +176,10 @@ def one_place(worker: Worker, *, batch: int, side: int | None, steps: int) -> fl
 
 
 def large(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Time and memory of the arms on the shape of SD 1.5, one after the other: together they would not fit."""
+    """Time and memory of the arms on the shape of SD 1.5, eager, one after the other: together they would not fit."""
     arms: dict[str, Any] = {name: {"title": TITLES[name]} for name in LARGE}
     for name in LARGE:
-        with workers([name], {**options, "sd15": True, "schedule": None}, arms) as running:
+        with workers([name], {**options, "sd15": True, "schedule": None, "compile": False}, arms) as running:
             for worker in running.values():
                 arms[name] |= attempt(arms, name, one_large, worker, STEPS[name], options["large_rounds"]) or {}
     return arms
@@ -251,7 +251,7 @@ def parsed(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="compile nothing, in any arm")
     parser.add_argument("--no-sweeps", dest="sweeps", action="store_false")
     parser.add_argument("--sd15", action="store_true", help="add the shape of Stable Diffusion 1.5, random weights")
-    parser.add_argument("--large-rounds", type=int, default=3, help="runs of each length of the large pipeline")
+    parser.add_argument("--large-rounds", type=int, default=2, help="runs of each length of the large pipeline")
     parser.add_argument("--tiny", action="store_true", help="few channels in the large pipeline, to try this script")
     parser.add_argument("--out", default=str(RESULTS / "speed.json"))
     parser.add_argument("--page", default=str(ROOT / "docs" / "results" / "speed.md"))

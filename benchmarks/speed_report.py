@@ -243,7 +243,7 @@ def _large(results: Mapping[str, Any]) -> list[str]:
         rows.append([arm["title"], *cells, str(arm["steps"]), f"{arm['picture']:.3g}", f"{arm['peak'] / 2**20:,.0f}"])
     header = ["arm", "s besides steps", "s a step", "steps", "s a picture (computed)", "peak MB"]
     lengths = " and ".join(str(n) for n in results["sd15_steps"])
-    note = f"Random weights: nothing is said of quality. Runs of {lengths} steps, batch 1; longer ones are computed."
+    note = f"Random weights: nothing is said of quality. Nothing is compiled. Runs of {lengths} steps, batch 1; longer ones are computed."
     return ["## SD 1.5-shaped", table(header, rows), note]
 
 
