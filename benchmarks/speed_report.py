@@ -192,7 +192,7 @@ def _quality(results: Mapping[str, Any]) -> list[str]:
         f"themselves: {results['floor']:.3f}). Bold: on the Pareto front of accuracy and time at batch "
         f"{results['batches'][-1]}."
     )
-    return ["## Time to quality", table(header, rows), note]
+    return ["## Time to quality", table(header, rows), f"{note}; longer ones are computed."]
 
 
 def _points(arm: Mapping[str, Any]) -> str:
@@ -243,7 +243,7 @@ def _large(results: Mapping[str, Any]) -> list[str]:
         rows.append([arm["title"], *cells, str(arm["steps"]), f"{arm['picture']:.3g}", f"{arm['peak'] / 2**20:,.0f}"])
     header = ["arm", "s besides steps", "s a step", "steps", "s a picture (computed)", "peak MB"]
     lengths = " and ".join(str(n) for n in results["sd15_steps"])
-    note = f"Random weights: nothing is said of quality. Nothing is compiled. Runs of {lengths} steps, batch 1; longer ones are computed."
+    note = f"Random weights: nothing is said of quality. Nothing is compiled. Runs of {lengths} steps, batch 1"
     return ["## SD 1.5-shaped", table(header, rows), note]
 
 
