@@ -402,7 +402,13 @@ def test_the_experiment_fills_every_table_at_the_smallest_size(monkeypatch):
         concepts=1, shown=2, steps=1, batch=1, pictures=2, sampling=1, judge_steps=1, judge_views=2
     )
     judge = Judge.train(appearances(CONCEPTS[:1]), views=2, steps=1, progress=False)
-    single_experiment.measure_single(trial, pipe, (0,), size, guidance=6.0, judge=judge)
+    known: single_experiment.Known = {}
+    single_experiment.measure_single(trial, pipe, (0,), size, guidance=6.0, judge=judge, known=known)
+    assert len(known) == len(single_experiment.VARIANTS)
+    monkeypatch.setattr(single_experiment, "learn_concept", None)
+    options = single_experiment.options_of(CONCEPTS[0], size, 0)
+    again = single_experiment.learn_concept_once(pipe, CONCEPTS[0], size, options, known=known)
+    assert again is known[CONCEPTS[0], size.shown, options], "what is known is not learnt again"
     single_experiment.claims(trial, size)
     found = {row.metric: row.values for row in trial.finish().rows}
     lengths = {arm: table[0][0] for arm, table in found[single_experiment.LENGTH].items()}

@@ -36,9 +36,10 @@ def experiment(
     for name, kind, note in (*single_experiment.ARMS, *regional_experiment.ARMS):
         trial.arm(name, kind, note)
     judge = _judge(trial, max(alone.concepts, together.learning.concepts), alone)
-    regional_experiment.measure_regional(trial, pipe, seeds, together, guidance=scale, judge=judge)
+    known: single_experiment.Known = {}
+    regional_experiment.measure_regional(trial, pipe, seeds, together, guidance=scale, judge=judge, known=known)
     regional_experiment.claims(trial, together)
-    single_experiment.measure_single(trial, pipe, seeds, alone, guidance=scale, judge=judge)
+    single_experiment.measure_single(trial, pipe, seeds, alone, guidance=scale, judge=judge, known=known)
     single_experiment.claims(trial, alone)
     trial.note(
         "Learning rates were chosen on the cone, which is in none of the tables, with another seed: the better of two "

@@ -19,7 +19,6 @@ from .custom_diffusion import custom_diffusion, merged
 from .dreambooth import RARE, dreambooth
 from .finetuned import Finetuned, summed
 from .joint import Training, prior_of
-from .learning import learn_concept
 from .pictures import Subject
 from .textual_inversion import textual_inversion
 from .world import Thing, class_pictures, pictures_of
@@ -123,7 +122,9 @@ class Learnt:
         return lambda *_: self.models[arm].applied(pipe)
 
 
-def learn_all(pipe: Any, kinds: Sequence[Thing], size: Size, seed: int) -> Learnt:
+def learn_all(
+    pipe: Any, kinds: Sequence[Thing], size: Size, seed: int, *, known: single_experiment.Known | None = None
+) -> Learnt:
     """Learn every thing alone, and all of them jointly by the baselines.
 
     Args:
@@ -131,19 +132,26 @@ def learn_all(pipe: Any, kinds: Sequence[Thing], size: Size, seed: int) -> Learn
         kinds: what is learnt.
         size: how much is run.
         seed: of pictures, weights and draws.
+        known: concepts that are learnt already; those of this call are added.
     """
-    one = size.learning
+    one, known = size.learning, {} if known is None else known
     shown = [pictures_of(kind, one.shown, seed=seed) for kind in kinds]
     named = list(zip(WORDS, kinds, shown, strict=False))
-    concepts = tuple(
-        learn_concept(pipe, pictures, single_experiment.options_of(kind, one, seed, placeholder=word), progress=False)
-        for word, kind, pictures in named
-    )
+    concepts = tuple(_concept(pipe, kind, one, seed, word=word, known=known) for word, kind, _ in named)
     if not {INVERTED, BOOTH, CUSTOM, MERGED} & set(size.arms):
         return Learnt(concepts, {}, {})
     subjects = [Subject.of(pipe, pictures, word=word, class_word=kind.class_word) for word, kind, pictures in named]
     models = dict(_baselines(pipe, subjects, kinds, size=size, seed=seed))
     return Learnt(concepts, models, {arm: model.phrases for arm, model in models.items()})
+
+
+def _concept(
+    pipe: Any, kind: Thing, size: single_experiment.Size, seed: int, *, word: str, known: single_experiment.Known
+) -> Concept:
+    options = single_experiment.options_of(kind, size, seed, placeholder=word)
+    made = single_experiment.learn_concept_once(pipe, kind, size, options, known=known)
+    assert made.concept is not None
+    return made.concept
 
 
 def _baselines(

@@ -43,6 +43,7 @@ from .regional_arms import (
     Size,
     learn_all,
 )
+from .single_experiment import Known
 from .world import CONCEPTS, Thing, appearances
 
 __all__ = ["ARMS", "FULL", "QUICK", "Size", "claims", "measure_regional", "scores"]
@@ -56,7 +57,14 @@ Found: TypeAlias = tuple[Thing, tuple[float, float]]
 
 
 def measure_regional(
-    trial: Any, pipe: Any, seeds: Sequence[int], size: Size, *, guidance: float, judge: Judge | None = None
+    trial: Any,
+    pipe: Any,
+    seeds: Sequence[int],
+    size: Size,
+    *,
+    guidance: float,
+    judge: Judge | None = None,
+    known: Known | None = None,
 ) -> None:
     """E2, E3 and E5: who is where, what swapping costs, and seconds for every number of concepts.
 
@@ -67,17 +75,18 @@ def measure_regional(
         size: how much is run.
         guidance: scale.
         judge: trained on the concepts; trained here when not given.
+        known: concepts that are learnt already; those of this call are added.
     """
     kinds = CONCEPTS[: size.learning.concepts]
     judge = judge or _judge(kinds, size)
-    known = {seed: learn_all(pipe, kinds, size, seed) for seed in seeds}
+    learnt = {seed: learn_all(pipe, kinds, size, seed, known=known) for seed in seeds}
     easel = Easel(pipe, size.learning, guidance)
     for condition in size.conditions:
         if len(LAYOUTS[condition][0]) > len(kinds):
             raise ValueError(f"{condition} needs more than the {len(kinds)} concepts that are learnt")
-        _measure_condition(trial, easel, known, condition=condition, size=size, judge=judge, kinds=kinds)
-    _measure_swaps(trial, pipe, tuple(known.values()))
-    _measure_seconds(trial, easel, tuple(known.values()), size)
+        _measure_condition(trial, easel, learnt, condition=condition, size=size, judge=judge, kinds=kinds)
+    _measure_swaps(trial, pipe, tuple(learnt.values()))
+    _measure_seconds(trial, easel, tuple(learnt.values()), size)
 
 
 def _judge(kinds: Sequence[Thing], size: Size) -> Judge:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -39,10 +39,12 @@ __all__ = [
     "FULL",
     "QUICK",
     "TEMPLATES",
+    "Known",
     "Made",
     "Size",
     "claims",
     "learn_arms",
+    "learn_concept_once",
     "measure_single",
     "options_of",
     "painted",
@@ -142,6 +144,10 @@ class Made:
     concept: Concept | None = None
 
 
+Known: TypeAlias = dict[tuple[Thing, int, Options], Made]
+"""What was learnt, by thing, number of pictures and options, so that parts of the experiment learn nothing twice."""
+
+
 def options_of(kind: Thing, size: Size, seed: int, **changes: Any) -> Options:
     """How the small world's concepts are learnt; the learning rate is the better one of 1e-3 and 3e-3 on the cone."""
     settings: dict[str, Any] = {"rank": 8, "learning_rate": 3e-3, "encoder_rate": 0.5, "queries": 8}
@@ -150,7 +156,16 @@ def options_of(kind: Thing, size: Size, seed: int, **changes: Any) -> Options:
     return Options(**{"class_word": kind.class_word, "placeholder": WORD, **settings, **shared, **changes})
 
 
-def learn_arms(pipe: Any, kind: Thing, size: Size, seed: int) -> dict[str, Made]:
+def learn_concept_once(pipe: Any, kind: Thing, size: Size, options: Options, *, known: Known) -> Made:
+    """MultiBooth's concept of a thing, from what is known or learnt now and remembered."""
+    key = (kind, size.shown, options)
+    if key not in known:
+        pictures = pictures_of(kind, size.shown, seed=options.seed)
+        known[key] = _timed(partial(_multibooth, pipe, pictures, options))
+    return known[key]
+
+
+def learn_arms(pipe: Any, kind: Thing, size: Size, seed: int, *, known: Known | None = None) -> dict[str, Made]:
     """Learn one thing in every way, each within the same number of steps.
 
     Args:
@@ -158,10 +173,11 @@ def learn_arms(pipe: Any, kind: Thing, size: Size, seed: int) -> dict[str, Made]
         kind: what is learnt.
         size: how much is run.
         seed: of pictures, weights and draws.
+        known: concepts that are learnt already; those of this call are added.
     """
-    pictures = pictures_of(kind, size.shown, seed=seed)
+    pictures, known = pictures_of(kind, size.shown, seed=seed), {} if known is None else known
     ways: dict[str, Callable[[], Made]] = {
-        arm: partial(_multibooth, pipe, pictures, options_of(kind, size, seed, **changes))
+        arm: partial(learn_concept_once, pipe, kind, size, options_of(kind, size, seed, **changes), known=known)
         for arm, changes in VARIANTS.items()
     }
     subject = Subject.of(pipe, pictures, word=WORD, class_word=kind.class_word)
@@ -193,7 +209,16 @@ def painted(
         return decode(pipe, made.images)
 
 
-def measure_single(trial: Any, pipe: Any, seeds: Sequence[int], size: Size, *, guidance: float, judge: Judge) -> None:
+def measure_single(
+    trial: Any,
+    pipe: Any,
+    seeds: Sequence[int],
+    size: Size,
+    *,
+    guidance: float,
+    judge: Judge,
+    known: Known | None = None,
+) -> None:
     """E1 and E4: identity, prompt, similarity, lengths and seconds of every arm.
 
     Args:
@@ -203,13 +228,14 @@ def measure_single(trial: Any, pipe: Any, seeds: Sequence[int], size: Size, *, g
         size: how much is run.
         guidance: scale.
         judge: trained on these concepts, at least.
+        known: concepts that are learnt already.
     """
     kinds = CONCEPTS[: size.concepts]
     tables: dict[str, list[dict[str, list[float]]]] = {name: [] for name in (IDENTITY, ALIGNED, SIMILAR)}
     lengths: list[dict[str, list[float]]] = []
     seconds: list[dict[str, list[float]]] = []
     for seed in seeds:
-        arms = [learn_arms(pipe, kind, size, seed) for kind in kinds]
+        arms = [learn_arms(pipe, kind, size, seed, known=known) for kind in kinds]
         shown = [
             _shown(pipe, kind, made, size=size, guidance=guidance, seed=seed)
             for kind, made in zip(kinds, arms, strict=True)
@@ -261,7 +287,7 @@ def _custom(model: Finetuned) -> Made:
 def _timed(way: Callable[[], Made]) -> Made:
     began = time.perf_counter()
     made = way()
-    return replace(made, seconds=time.perf_counter() - began)
+    return replace(made, seconds=made.seconds or time.perf_counter() - began)
 
 
 def _shown(
