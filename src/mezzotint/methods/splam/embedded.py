@@ -31,7 +31,7 @@ from .points import sampling_timesteps
 from .sampling import fresh_noise, latents
 from .trainer import train
 
-__all__ = ["FULL", "Bench", "Size", "distil_arms", "measure_pipeline", "options_of"]
+__all__ = ["FULL", "QUICK", "SHIPPED", "Bench", "Size", "distil_arms", "measure_pipeline", "options_of"]
 
 RMSE, FRECHET, RIGHT, SECONDS, CALLS = (
     "RMSE to 50 steps",
@@ -52,6 +52,7 @@ SOLVERS: dict[str, tuple[Any, dict[str, Any]]] = {
 class Size:
     """How much is run: training, prompts a seed, numbers of sampling steps, prompts with pictures on the page.
 
+    `draws` are those of the bootstrap of the Frechet distance, which is left out when there are none.
     `precision` is that of training and sampling alike, of all arms: "bfloat16" is autocast.
     """
 
@@ -68,6 +69,10 @@ class Size:
 
 FULL = Size(360, 16, 4096, 200, steps=(1, 2, 4), draws=200, learning_rate=2e-4, precision="bfloat16")
 """Two hours of one core for three seeds, most of it training; every student has seen 5,760 pictures."""
+
+QUICK = Size(0, 0, 0, 12, steps=(2, 4), draws=0, precision="bfloat16")
+"""What the zoo ships beside its teacher's solvers: nothing is trained."""
+SHIPPED = "SPLAM-LoRA, shipped"
 
 
 def options_of(size: Size, seed: int, guidance: float) -> dict[str, Options]:
@@ -228,14 +233,17 @@ def _judged(
     for bench, one in zip(benches, made, strict=True):
         shown = {arm: decode(bench.pipe, z) for arm, z in one.items()}
         right.append({arm: judge.right(bench, pictures) for arm, pictures in shown.items()})
-        real, features = judge.real(bench), {arm: judge.parser.features(p) for arm, p in shown.items()}
-        values.append({arm: frechet_distance(f, real) for arm, f in features.items()})
-        draws.append({arm: frechet_bootstrap(f, real, draws=size.draws) for arm, f in features.items()})
         if bench is benches[0] and where["at"] == 4:
             _show(trial, bench, shown, right[0], count=size.shown)
-    pooled = {arm: torch.stack([one[arm] for one in draws]).mean(0).tolist() for arm in draws[0]}
+        if size.draws:
+            real, features = judge.real(bench), {arm: judge.parser.features(p) for arm, p in shown.items()}
+            values.append({arm: frechet_distance(f, real) for arm, f in features.items()})
+            draws.append({arm: frechet_bootstrap(f, real, draws=size.draws) for arm, f in features.items()})
     trial.measure(RIGHT, _table(right), unit="rate", direction="higher", note=_NOTE, **where)
-    trial.measure(FRECHET, _table(values), direction="lower", draws=pooled, note="to renders of the scenes", **where)
+    if size.draws:
+        pooled = {arm: torch.stack([one[arm] for one in draws]).mean(0).tolist() for arm in draws[0]}
+        told = "to renders of the scenes"
+        trial.measure(FRECHET, _table(values), direction="lower", draws=pooled, note=told, **where)
 
 
 _NOTE = "every object of the prompt found in shape and colour by the scene parser"
