@@ -603,3 +603,18 @@ def test_the_experiment_runs_on_the_embedded_pipeline(monkeypatch):
     gaps = rows[embedded.RMSE, "1 steps"]
     assert max(gaps["SPLAM improved"][0]) < 3
     assert len(found.samples) == 6
+
+
+@pytest.mark.slow
+def test_the_demonstration_shows_what_is_shipped(monkeypatch):
+    from mezzotint.methods.splam import analytic, embedded
+    from mezzotint.methods.splam.experiment import experiment
+
+    monkeypatch.setattr(embedded, "QUICK", embedded.Size(0, 0, 0, 3, steps=(4,), shown=2, draws=0))
+    monkeypatch.setattr(analytic, "QUICK", analytic.Size(5, 5, analytic.CHEAP, samples=50, data=60, paired=20))
+    found = experiment()
+    rows = {row.metric: row.values for row in found.rows if row.condition == "4 steps"}
+    assert embedded.FRECHET not in rows, "three pictures are too few"
+    assert len(rows[embedded.RIGHT][embedded.SHIPPED][0]) == 3
+    assert {sample.arm for sample in found.samples} == set(rows[embedded.RIGHT])
+    assert experiment(pipe=object()).rows, "another pipeline has no student in the zoo"
