@@ -590,19 +590,23 @@ def test_the_experiment_runs_on_the_embedded_pipeline(monkeypatch):
     from mezzotint.methods.splam import analytic, embedded
     from mezzotint.methods.splam.experiment import experiment
 
-    monkeypatch.setattr(embedded, "FULL", embedded.Size(2, 4, 16, 6, steps=(1, 4), shown=1, draws=5))
+    tiny = embedded.Adapter(2, 4, 8, rank=2, learning_rate=1e-3)
+    monkeypatch.setattr(embedded, "FULL", embedded.Size(2, 4, 16, 6, steps=(1, 4), shown=1, draws=5, adapter=tiny))
     monkeypatch.setattr(
         analytic, "FULL", analytic.Size(20, 5, tuple(analytic.ARMS)[:6], samples=50, data=60, paired=20)
     )
     found = experiment(budget="full")
     arms = {arm for row in found.rows for arm in row.values}
-    assert {"SPLAM improved", "SPLAM official", "LCM-fixed-w", "teacher DDIM", "teacher DPM-Solver++"} <= arms
+    assert {"SPLAM improved", "SPLAM official", "LCM-fixed-w", embedded.ADAPTER, *embedded.SOLVERS} <= arms
     rows = {(row.metric, row.condition): row.values for row in found.rows}
     assert rows[embedded.CALLS, embedded.SPEED]["teacher, 50 steps"] == ((100.0,),)
     # Hardly trained, a student's first guess is that of its teacher without guidance, somewhere near the reference.
     gaps = rows[embedded.RMSE, "1 steps"]
     assert max(gaps["SPLAM improved"][0]) < 3
-    assert len(found.samples) == 6
+    assert rows[embedded.TO_TEACHER, "4 steps"].keys() == arms & rows[embedded.FRECHET, "4 steps"].keys() - {
+        embedded.REFERENCE
+    }
+    assert len(found.samples) == 7
 
 
 @pytest.mark.slow

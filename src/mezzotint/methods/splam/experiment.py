@@ -17,6 +17,7 @@ ARMS: tuple[tuple[str, Kind, str], ...] = (
         "effective timestep instead of an embedding, linear noise, half of the draws at gamma 1",
     ),
     ("SPLAM official", "method", "as the authors' script: embedding, quadrature, gamma uniform"),
+    (embedded.ADAPTER, "method", "as SPLAM improved, but a LoRA by the recipe of the zoo's, 500 steps"),
     (embedded.SHIPPED, "method", "the LoRA of the zoo, 1,000 steps; in the quick budget alone"),
     ("LCM-fixed-w", "baseline", "gamma = 1 throughout, everything else equal: the ablation of the idea"),
     ("teacher DDIM", "baseline", "the teacher's ODE in as many steps, with guidance: two network calls a step"),
@@ -96,11 +97,13 @@ def _shipped(trial: Experiment, seeds: Sequence[int], size: embedded.Size) -> No
 
 def _pipeline_claims(trial: Experiment, size: embedded.Size) -> None:
     place, solvers = "4 steps", ("teacher DDIM", "teacher DPM-Solver++")
-    for arm in ("SPLAM improved", "SPLAM official", "LCM-fixed-w"):
+    for arm in _learnt(size):
         text = f"{arm}: four calls give more right pictures than four teacher steps of two calls"
         trial.claim(text, embedded.RIGHT, arm, over=solvers, condition=place)
         text = f"{arm}: four calls are nearer to real pictures than four teacher steps of two calls"
         trial.claim(text, embedded.FRECHET, arm, over=solvers, condition=place)
+        text = f"{arm}: four calls are nearer to the teacher's 50 steps than four teacher steps of two calls"
+        trial.claim(text, embedded.TO_TEACHER, arm, over=solvers, condition=place)
     for arm in ("SPLAM improved", "SPLAM official"):
         for steps in (n for n in size.steps if n in (2, 4)):
             text = f"{arm} is nearer to real pictures than LCM at equal cost ({steps} steps)"
@@ -114,6 +117,11 @@ def _pipeline_claims(trial: Experiment, size: embedded.Size) -> None:
             margin=0.9,
             relative=True,
         )
+
+
+def _learnt(size: embedded.Size) -> tuple[str, ...]:
+    adapter = (embedded.ADAPTER,) if size.adapter else ()
+    return ("SPLAM improved", "SPLAM official", "LCM-fixed-w", *adapter)
 
 
 def _plane_claims(trial: Experiment) -> None:
@@ -134,9 +142,14 @@ def _settings(plane: analytic.Size) -> dict[str, object]:
 
 
 def _pipeline_settings(size: embedded.Size) -> dict[str, object]:
+    one = size.adapter
+    lora = (
+        one and f"rank {one.rank}, {one.train_steps} x {one.batch} of {one.pictures} pictures, rate {one.learning_rate}"
+    )
     return {
         "pipeline: distillation steps x batch": f"{size.train_steps} x {size.batch}",
         "pipeline: pictures": size.pictures,
+        "pipeline: LoRA": lora or "none",
         "pipeline: held-out prompts a seed": size.prompts,
         "pipeline: learning rate": size.learning_rate,
         "pipeline: precision of training and sampling": size.precision,
