@@ -175,7 +175,8 @@ def large(options: Mapping[str, Any]) -> dict[str, Any]:
     """Time and memory of the arms on the shape of SD 1.5, eager, one after the other: together they would not fit."""
     arms: dict[str, Any] = {name: {"title": TITLES[name]} for name in LARGE}
     for name in LARGE:
-        with workers([name], {**options, "sd15": True, "schedule": None, "compile": False}, arms) as running:
+        settings = {**options, "sd15": True, "lean": True, "schedule": None, "compile": False}
+        with workers([name], settings, arms) as running:
             for worker in running.values():
                 arms[name] |= attempt(arms, name, one_large, worker, STEPS[name], options["large_rounds"]) or {}
     return arms

@@ -217,6 +217,7 @@ class Fast:
         compiled = None if self.options.get("compile", True) else False
         threads = self.options["threads"] if self.options.get("fixed_threads") else None
         engine = {"pictures": self.options["run"], "batch_size": batch, "compiled": compiled, "threads": threads}
+        engine["restore"] = not self.options.get("lean", False)
         self.sampler = self.running.enter_context(fast_sampler(self.pipe, steps=self.steps, **engine, **self.settings))
         report = self.sampler.report
         assert report is not None

@@ -1,5 +1,6 @@
 """Attend-and-Excite and SynGen: their losses, and steps of the latents inside a pipeline's own loop."""
 
+import importlib
 import math
 
 import pytest
@@ -217,6 +218,28 @@ def test_several_images_and_prompts_have_their_own_nouns(tiny):
     with attend_and_excite(tiny, prompts[1], bindings=pairs[1]):
         alone = draw(tiny, prompts[1], latents=noise[3:], steps=2)
     assert_close(whole[3:], alone, rtol=1e-2, atol=1e-2)
+
+
+def test_subjects_are_those_named_else_all_nouns(tiny, monkeypatch):
+    module = importlib.import_module("mezzotint.methods.binding.attend_and_excite")
+    prompts, found = ["a red cube on a gray floor", "a cube and a sphere"], []
+    monkeypatch.setattr(module, "excite", lambda tokens, **_: found.append(tokens) or (lambda latents, *_: latents))
+    with attend_and_excite(tiny, prompts):
+        pass
+    with attend_and_excite(tiny, prompts, subjects=[["cube"], [(2, 6), "sphere"]], images=2):
+        pass
+    with attend_and_excite(tiny, prompts[0], subjects=["red cube"]):
+        pass
+    every, named, whole = found
+    assert [len(each) for each in every] == [2, 2], "the floor, too, is a noun"
+    assert named == [every[0][:1]] * 2 + [every[1]] * 2
+    assert len(whole[0]) == 1
+    assert set(every[0][0]) < set(whole[0][0]), "a subject of several words has the tokens of all"
+    with (
+        pytest.raises(ValueError, match="'dog' is not in the prompt"),
+        attend_and_excite(tiny, "cat", subjects=["dog"]),
+    ):
+        pass
 
 
 def test_what_cannot_be_done_is_refused(tiny):

@@ -163,7 +163,7 @@ def test_every_word_of_a_given_attribute_is_bound():
 @pytest.mark.parametrize(
     ("bindings", "message"),
     [
-        ([("rad", "sphere")], "'rad' of a binding is not in the prompt; did you mean 'red'"),
+        ([("rad", "sphere")], "'rad' is not in the prompt; did you mean 'red'"),
         (
             [("cube", "sphere")],
             r"'cube' is in the prompt 2 times; say which: cube#1 \(word 2, characters 6-10\), cube#2",

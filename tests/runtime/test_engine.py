@@ -1,5 +1,7 @@
 """Accelerating changes the engine, says so, and leaves no trace."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -70,6 +72,25 @@ def test_whole_pipelines_run_inside(pipe):
         fast = pipe("a cube", latents=latents, **run).images
     assert abs(stock - fast).max() < 0.1
     assert (pipe("a cube", latents=latents, **run).images == stock).all()
+
+
+def test_originals_given_up_leave_a_pipeline_of_the_other_dtype(pipe):
+    lean = copy.deepcopy(pipe)
+    inputs = example_inputs(pipe.unet, 2)
+    with torch.no_grad():
+        reference = pipe.unet(**inputs)[0]
+        with accelerate(pipe, calls=1, precision="bfloat16") as report:
+            kept, weights = pipe.unet(**inputs)[0], bits(pipe.unet)
+        with accelerate(lean, calls=1, precision="bfloat16", restore=False) as said:
+            assert torch.equal(lean.unet(**inputs)[0], kept), "the same arithmetic"
+            assert lean.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+        assert said.relative_error == report.relative_error > 0
+        assert "for good" in str(said)
+        assert same(weights, lean.unet)
+        assert {part.dtype for part in (lean.unet, lean.vae, lean.text_encoder)} == {torch.bfloat16}
+        assert "forward" not in vars(lean.unet)
+        cast = {name: value.bfloat16() if value.is_floating_point() else value for name, value in inputs.items()}
+        torch.testing.assert_close(lean.unet(**cast)[0].float(), reference, atol=0.05, rtol=0.05)
 
 
 def test_short_runs_change_nothing(pipe):

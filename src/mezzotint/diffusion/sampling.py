@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -146,6 +146,7 @@ def fast_sampler(
     precision: Any = "auto",
     compiled: bool | None = None,
     threads: int | None = None,
+    restore: bool = True,
     **settings: Any,
 ) -> Iterator[Sampler]:
     """A sampler on the engine that this machine does best for a run of so many pictures; see `runtime.accelerate`.
@@ -157,6 +158,7 @@ def fast_sampler(
         precision: see `runtime.accelerate`.
         compiled: True or False to insist, None to decide by predicted payback.
         threads: CPU threads, None to choose by measurement.
+        restore: False saves the memory of the original weights; see `runtime.accelerate`.
         **settings: of `Sampler`.
 
     Raises:
@@ -167,7 +169,7 @@ def fast_sampler(
     sampler = Sampler(pipe, **settings)
     calls = -(-pictures // batch_size) * _calls(sampler)
     example = _example(sampler, batch_size)
-    engine: dict[str, Any] = {"precision": precision, "compiled": compiled, "threads": threads}
+    engine: dict[str, Any] = {"precision": precision, "compiled": compiled, "threads": threads, "restore": restore}
     with accelerate(pipe, calls=calls, batch=batch_size * sampler.rows, example=example, **engine) as report:
         sampler.report = report
         yield sampler
@@ -179,6 +181,10 @@ def _calls(sampler: Sampler) -> int:
     return len(scheduler.timesteps)
 
 
+class _SeenError(Exception):
+    """The arguments of a call are known, so that it need not be made."""
+
+
 def _example(sampler: Sampler, batch: int) -> dict[str, Any]:
     """The arguments of one call exactly as the loop makes them: a compiled network is compiled for their layout."""
     found: dict[str, Any] = {}
@@ -187,11 +193,12 @@ def _example(sampler: Sampler, batch: int) -> dict[str, Any]:
     def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         first = "sample" if hasattr(sampler.pipe, "unet") else "hidden_states"
         found.update(dict(zip((first,), args, strict=True)) | kwargs)
+        raise _SeenError
 
     hook = network.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         prompt: Any = "" if getattr(sampler.pipe, "text_encoder", None) is not None else 0
-        with torch.no_grad():
+        with torch.no_grad(), suppress(_SeenError):
             view = sampler.conditioned([prompt] * batch)
             view.model_output(torch.zeros(batch, *sampler.shape, device=sampler.pipe.device), torch.tensor(500))
     finally:

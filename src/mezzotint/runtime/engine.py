@@ -1,7 +1,7 @@
 """Make a pipeline's network fast for one run: measure eager engines, compile where that is predicted to pay back.
 
 Nothing is changed silently: the report names the dtype, the measured seconds and the difference of the output, and
-leaving the context restores every weight bit for bit.
+leaving the context restores every weight bit for bit, unless the originals were given up to save their memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mezzotint.runtime.environment import environment
 from mezzotint.runtime.examples import example_inputs, network_of
-from mezzotint.runtime.patching import casting, converted, limited_threads
+from mezzotint.runtime.patching import casting, convert, converted, limited_threads, networks
 from mezzotint.runtime.plan import Choice, Plan, Report, plan
 
 __all__ = ["accelerate"]
@@ -37,6 +37,7 @@ def accelerate(
     threads: int | None = None,
     batch: int = 2,
     example: Mapping[str, Any] | None = None,
+    restore: bool = True,
 ) -> Iterator[Report]:
     """Run a pipeline's network in the engine that this machine does best; yields a report of what was done and why.
 
@@ -52,6 +53,9 @@ def accelerate(
         batch: rows a call: images at once, twice that with guidance. A compiled network is compiled for it.
         example: arguments of one call to measure with, by name, the sample first; by default made from the network's
             configuration.
+        restore: put the original weights back in the end, which keeps them in memory meanwhile: half as much again as
+            the pipeline needs. False converts the whole pipeline for good, as its `to` does; "auto" then takes the
+            fast native dtype without timing it against the present one.
 
     Raises:
         ValueError: if calls, threads or batch are below 1, the precision is unknown, or compiling is impossible.
@@ -59,18 +63,38 @@ def accelerate(
     _check(calls=calls, batch=batch, threads=1 if threads is None else threads)
     network = network_of(pipe)
     inputs = dict(example) if example is not None else example_inputs(network, batch)
-    with torch.no_grad():
-        decision, seconds = _decide(
-            network, inputs, calls=calls, precision=precision, compiled=compiled, threads=threads
-        )
-        report = Report(decision.dtype, decision.threads, seconds=seconds, reasons=list(decision.reasons))
-        reference = _call(network, inputs)[0] if _changes(network, decision) else None
     with ExitStack() as stack:
+        settled = None if restore else _settle(stack, pipe, network, inputs=inputs, precision=precision)
+        with torch.no_grad():
+            asked: Precision = precision if settled is None else "keep"
+            decision, seconds = _decide(
+                network, inputs, calls=calls, precision=asked, compiled=compiled, threads=threads
+            )
+            report = Report(decision.dtype, decision.threads, seconds=seconds, reasons=list(decision.reasons))
+            reference = _call(network, inputs)[0] if settled is None and _changes(network, decision) else settled
         _enter(stack, pipe, network, decision=decision, report=report)
+        if settled is not None:
+            report.channels_last = True
+            report.reasons.append(f"the whole pipeline is {decision.dtype} for good, to save the originals' memory")
         if reference is not None:
             with torch.no_grad():
                 _verify(network, inputs, report, reference)
         yield report
+
+
+def _settle(
+    stack: ExitStack, pipe: Any, network: nn.Module, *, inputs: Mapping[str, Any], precision: Precision
+) -> Tensor:
+    """Convert the whole pipeline for good; the network's output before."""
+    (dtype, _), *others = _candidates(network, (_dtype_name(network), 1), precision, threads=1)
+    dtype = others[-1][0] if others else dtype
+    with torch.no_grad():
+        reference: Tensor = _call(network, inputs)[0]
+    for part in networks(pipe):
+        convert(part, getattr(torch, dtype), channels_last=True)
+    for part in filter(None, (network, _decoder(pipe))):
+        stack.enter_context(casting(part))
+    return reference
 
 
 def _check(**counts: int) -> None:
@@ -169,8 +193,7 @@ def _enter(stack: ExitStack, pipe: Any, network: nn.Module, *, decision: Plan, r
     changed = decision.dtype != _dtype_name(network)
     _use(stack, network, decision.dtype, decision.threads)
     report.channels_last = changed
-    # Only the decoder: what an encoder returns is a distribution, whose dtype callers rely on.
-    decoder = getattr(getattr(pipe, "vae", None), "decoder", None)
+    decoder = _decoder(pipe)
     if changed and decoder is not None:
         stack.enter_context(converted(decoder, getattr(torch, decision.dtype), channels_last=True))
         stack.enter_context(casting(decoder))
@@ -179,6 +202,11 @@ def _enter(stack: ExitStack, pipe: Any, network: nn.Module, *, decision: Plan, r
         stack.callback(_uncompile, network)
         network.compile(options={"freezing": True} if _device(network).type == "cpu" else None)
         report.compiled = True
+
+
+def _decoder(pipe: Any) -> nn.Module | None:
+    """Only the decoder: what an encoder returns is a distribution, whose dtype callers rely on."""
+    return getattr(getattr(pipe, "vae", None), "decoder", None)
 
 
 def _verify(network: nn.Module, inputs: Mapping[str, Any], report: Report, reference: Tensor) -> None:

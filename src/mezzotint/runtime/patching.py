@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["casting", "converted", "limited_threads", "networks", "replaced"]
+__all__ = ["casting", "convert", "converted", "limited_threads", "networks", "replaced"]
 
 Method: TypeAlias = Callable[..., Any]
 
@@ -37,18 +37,22 @@ def replaced(owner: Any, name: str, wrap: Callable[[Any], Any]) -> Iterator[None
             delattr(owner, name)
 
 
+def convert(module: nn.Module, dtype: torch.dtype, *, channels_last: bool) -> None:
+    """Convert weights and buffers for good, one after the other; see `converted`."""
+    for tensor in _inexact(module):
+        tensor.data = _converted(tensor.data, dtype, channels_last)
+
+
 @contextmanager
 def converted(module: nn.Module, dtype: torch.dtype, *, channels_last: bool) -> Iterator[None]:
     """Convert weights and buffers; the original tensors are kept and put back, so nothing is lost to rounding.
 
     Buffers that a layer names in `exact_buffers` (integers' scales, for instance) stay as they are.
     """
-    exact = {id(getattr(part, name)) for part in module.modules() for name in getattr(part, "exact_buffers", ())}
-    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if id(tensor) not in exact]
+    tensors = _inexact(module)
     originals = [tensor.data for tensor in tensors]
     try:
-        for tensor in tensors:
-            tensor.data = _converted(tensor.data, dtype, channels_last)
+        convert(module, dtype, channels_last=channels_last)
         yield
     finally:
         for tensor, original in zip(tensors, originals, strict=True):
@@ -81,6 +85,11 @@ def limited_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _inexact(module: nn.Module) -> list[Tensor]:
+    exact = {id(getattr(part, name)) for part in module.modules() for name in getattr(part, "exact_buffers", ())}
+    return [tensor for tensor in (*module.parameters(), *module.buffers()) if id(tensor) not in exact]
 
 
 def _floating(leaf: Any) -> bool:

@@ -20,6 +20,7 @@ from mezzotint.attention.sites import Grid
 
 from .focusing import bound, require_text_attention, syntaxes
 from .latent_steps import Progress, Rule, descend, stepping
+from .resolve import Named, words_named
 from .words import Syntax
 
 __all__ = ["attend_and_excite", "excitation", "excite", "nouns", "smoothed"]
@@ -121,6 +122,7 @@ def attend_and_excite(
     *,
     bindings: Sequence[Any] | None = None,
     parser: Any = None,
+    subjects: Sequence[Any] | None = None,
     images: int = 1,
     grid: Grid | None = None,
     scale: float = 20.0,
@@ -135,6 +137,8 @@ def attend_and_excite(
         prompt: one or several.
         bindings: as for `focus`, one list a prompt; their heads are nouns.
         parser: as for `focus`.
+        subjects: what must be attended to, words named as for `focus`, one list a prompt; all nouns when None. Name the
+            things alone where the prompt has surroundings ("on a gray floor"), which are everywhere and no maximum.
         images: number of images for each prompt, `num_images_per_prompt`.
         grid: height and width of the attention maps; the one that plays the role of 16x16 when not given.
         scale: see `excite`.
@@ -143,23 +147,30 @@ def attend_and_excite(
         refinements: see `excite`.
 
     Raises:
-        ValueError: the pipeline has no text tokens to attend to, or is called with another prompt.
+        ValueError: the pipeline has no text tokens to attend to, or is called with another prompt; a subject is not in
+            the prompt.
     """
     require_text_attention(pipe)
+    single = isinstance(prompt, str)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    given = [bindings] if isinstance(prompt, str) and bindings is not None else bindings
-    parsed = syntaxes(prompts, given, parser)
-    spans = [bound(pipe, syntax).tokens for syntax in parsed]
-    subjects = [
-        [span[noun] for noun in nouns(syntax) if span[noun]]
-        for span, syntax in zip(spans, parsed, strict=True)
-        for _ in range(images)
-    ]
+    parsed = syntaxes(prompts, [bindings] if single and bindings is not None else bindings, parser)
+    named = [subjects] if single else subjects or [None] * len(prompts)
+    tokens = [_tokens(pipe, syntax, some) for syntax, some in zip(parsed, named, strict=True) for _ in range(images)]
     rule = excite(
-        subjects, first=_first(pipe), scale=scale, part=part, thresholds=thresholds, refinements=refinements
+        tokens, first=_first(pipe), scale=scale, part=part, thresholds=thresholds, refinements=refinements
     )  # fmt: skip
     with stepping(pipe, prompts, rule, grid=grid):
         yield
+
+
+def _tokens(pipe: Any, syntax: Syntax, subjects: Sequence[Named] | None) -> list[tuple[int, ...]]:
+    """The tokens of every subject that the text encoder reads."""
+    meant: list[tuple[int, ...]] = [(noun,) for noun in nouns(syntax)]
+    if subjects is not None:
+        meant = [words_named(syntax.words, name) for name in subjects]
+    spans = bound(pipe, syntax).tokens
+    found = [tuple(token for number in numbers for token in spans[number]) for numbers in meant]
+    return [each for each in found if each]
 
 
 def _first(pipe: Any) -> int:

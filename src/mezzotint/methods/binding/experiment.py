@@ -20,9 +20,9 @@ ARMS: tuple[tuple[str, Kind, str], ...] = (
     ("FCA", "method", "focused cross-attention: masks from the averaged maps of a first pass"),
     ("DisCLIP", "method", "phrases embedded one by one, attention as it is"),
     ("stock", "baseline", "the pipeline itself"),
-    ("Attend-and-Excite", "baseline", "latents moved until every noun is attended to"),
+    ("Attend-and-Excite", "baseline", "latents moved until every object's noun is attended to"),
     ("StructureDiffusion", "baseline", "values averaged over noun phrases encoded alone"),
-    ("SynGen", "baseline", "latents moved so that attributes are attended to where their nouns are"),
+    ("SynGen", "baseline", "latents moved so that attributes are attended to where their nouns are; step size 5"),
     ("FCA online", "ablation", "masks from the raw logits of the running layer"),
     ("FCA oracle", "oracle", "masks from the true instances"),
     ("DisCLIP-leaf", "ablation", "words too from their smallest phrase"),
@@ -57,8 +57,8 @@ class Size:
 
 
 QUICK = Size(24, 48, generation.Size(prompts=6, ablated=0, steps=8, batch=6, pilot=12))
-FULL = Size(100, 250, generation.Size(prompts=60, ablated=20, steps=20, batch=20, precision="bfloat16"))
-"""About an hour of one core for three seeds."""
+FULL = Size(100, 250, generation.Size(prompts=500, ablated=20, steps=20, batch=25, precision="bfloat16"))
+"""Three hours of one core for three seeds."""
 
 
 def experiment(

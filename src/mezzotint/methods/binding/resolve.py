@@ -15,7 +15,7 @@ from mezzotint.worlds.scenes.captions import Caption, Span
 from .rule_parser import RuleParser, is_english
 from .words import Binding, Constituent, Parser, Syntax, Word
 
-__all__ = ["Named", "syntax_of", "syntax_of_caption"]
+__all__ = ["Named", "syntax_of", "syntax_of_caption", "words_named"]
 
 Named: TypeAlias = str | int | tuple[int, int]
 """A word: as written ("cube", "cube#2" for the second, "teddy bear" for several), by its number, or by characters."""
@@ -64,21 +64,29 @@ def _place(places: dict[tuple[int, int], int], span: Span) -> int:
 
 
 def _pairs(words: Sequence[Word], attribute: Named, noun: Named) -> Iterator[tuple[int, int]]:
-    head = _find(words, noun)[-1]
-    for index in _find(words, attribute):
+    head = words_named(words, noun)[-1]
+    for index in words_named(words, attribute):
         if index == head:
             raise ValueError(f"{_shown(words, index)} cannot be its own attribute; a binding is (attribute, noun)")
         yield index, head
 
 
-def _find(words: Sequence[Word], named: Named) -> tuple[int, ...]:
-    """Numbers of the words that a name means, at least one."""
+def words_named(words: Sequence[Word], named: Named) -> tuple[int, ...]:
+    """Numbers of the words that a name means, at least one.
+
+    Args:
+        words: of the prompt.
+        named: what is meant.
+
+    Raises:
+        ValueError: it is not in the prompt, or there several times and not said which.
+    """
     if isinstance(named, str):
         return _by_text(words, named)
     if isinstance(named, tuple):
         return _by_characters(words, *named)
     if not 0 <= named < len(words):
-        raise ValueError(f"word {named} of a binding must lie in 0..{len(words) - 1}; {_listed(words)}")
+        raise ValueError(f"word {named} must lie in 0..{len(words) - 1}; {_listed(words)}")
     return (named,)
 
 
@@ -99,7 +107,7 @@ def _by_text(words: Sequence[Word], named: str) -> tuple[int, ...]:
     if not found:
         near = difflib.get_close_matches(named.lower(), [word.text.lower() for word in words], n=3)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise ValueError(f"{named!r} of a binding is not in the prompt{hint} {_listed(words)}")
+        raise ValueError(f"{named!r} is not in the prompt{hint} {_listed(words)}")
     return found[0]
 
 
@@ -113,7 +121,7 @@ def _occurrences(words: Sequence[Word], named: str) -> list[tuple[int, ...]]:
 def _by_characters(words: Sequence[Word], start: int, end: int) -> tuple[int, ...]:
     found = tuple(index for index, word in enumerate(words) if word.start < end and word.end > start)
     if not 0 <= start < end or not found:
-        raise ValueError(f"characters {start}-{end} of a binding hold no word; {_listed(words)}")
+        raise ValueError(f"characters {start}-{end} hold no word; {_listed(words)}")
     return found
 
 
