@@ -9,6 +9,8 @@ from .reading import QUOTES, Reading
 
 __all__ = ["Phrase", "noun_phrases"]
 
+_OWN = frozenset(["its", "his", "her", "their"])
+
 
 @dataclass(frozen=True)
 class Phrase:
@@ -112,11 +114,12 @@ def _phrase(tagged: Reading, start: int, end: int, *, owner: bool) -> Phrase | N
 
 
 def _behind(tagged: Reading, start: int, head: int, end: int) -> tuple[int, ...]:
-    """Colours that follow their noun: "his shirt red", but not "the sky blue of", which is a shade."""
+    """Adjectives that follow their noun: "its paws tiny and white", "the shirt red", but not "the sky blue of"."""
     behind = tuple(k for k in range(head + 1, end) if tagged.tag(k) == "A")
     coloured = bool(behind) and tagged.text(behind[0]) in tagged.lexicon.basic_colours
     shade = tagged.text(head) in tagged.lexicon.shade_nouns
-    return behind if coloured and not shade and tagged.tag(start) == "D" else ()
+    owned = tagged.text(start) in _OWN
+    return behind if (coloured or owned) and not shade and tagged.tag(start) == "D" else ()
 
 
 def _head(tagged: Reading, start: int, end: int) -> int | None:

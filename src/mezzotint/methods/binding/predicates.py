@@ -38,6 +38,7 @@ def predicates(tagged: Reading) -> tuple[Predicate, ...]:
     places = range(len(tagged.tags))
     found = [_predicate(tagged, index) for index in places if _takes_adjective(tagged, index)]
     found += [_apposition(tagged, index) for index in places if tagged.text(index) == ","]
+    found += [_distribution(tagged, index) for index in places if tagged.text(index) in {",", ":", "("}]
     found += [_comparison(tagged, index) for index in places if tagged.text(index) == "as"]
     return tuple(each for each in found if each is not None)
 
@@ -75,6 +76,28 @@ def _apposition(tagged: Reading, comma: int) -> Predicate | None:
     if tagged.tag(comma - 1) != "N" or not joined or tagged.text(last) != ",":
         return None
     return Predicate(comma, tuple(k for k in range(comma, last) if tagged.tag(k) == "A"), resultative=True)
+
+
+def _distribution(tagged: Reading, mark: int) -> Predicate | None:
+    """Adjectives of one member after the other: "two dogs, one white and one brown"."""
+    found: list[int] = []
+    members, index = 0, mark + 1
+    while (start := _member(tagged, index)) and (end := _adjectives_end(tagged, start)) > start:
+        if tagged.tag(end) in {"N", "G"}:
+            return None
+        found += [k for k in range(start, end) if tagged.tag(k) == "A"]
+        members, index = members + 1, end
+        while tagged.tag(index) == "C" or tagged.text(index) == ",":
+            index += 1
+    plural = tagged.tag(mark - 1) == "N" and tagged.lexicon.is_plural(tagged.text(mark - 1))
+    return Predicate(mark, tuple(found), resultative=True) if plural and members > 1 else None
+
+
+def _member(tagged: Reading, index: int) -> int:
+    """Where the description of "one", "the other", "another" begins; 0 where none of them stands."""
+    if tagged.text(index) in {"one", "another", "two", "three"}:
+        return index + 1
+    return index + 2 if (tagged.text(index), tagged.text(index + 1)) in {("the", "other"), ("the", "others")} else 0
 
 
 def _comparison(tagged: Reading, end: int) -> Predicate | None:
