@@ -148,13 +148,15 @@ def attend_and_excite(
 
     Raises:
         ValueError: the pipeline has no text tokens to attend to, or is called with another prompt; a subject is not in
-            the prompt.
+            the prompt, or there is no list of them for a prompt.
     """
     require_text_attention(pipe)
     single = isinstance(prompt, str)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     parsed = syntaxes(prompts, [bindings] if single and bindings is not None else bindings, parser)
-    named = [subjects] if single else subjects or [None] * len(prompts)
+    named = [subjects] * len(prompts) if single or subjects is None else list(subjects)
+    if len(named) != len(prompts):
+        raise ValueError(f"subjects must have one list a prompt: {len(prompts)} prompts, {len(named)} lists")
     tokens = [_tokens(pipe, syntax, some) for syntax, some in zip(parsed, named, strict=True) for _ in range(images)]
     rule = excite(
         tokens, first=_first(pipe), scale=scale, part=part, thresholds=thresholds, refinements=refinements
