@@ -34,6 +34,7 @@ ARMS: tuple[tuple[str, Kind, str], ...] = (
     ("FCA online, as released", "ablation", "raw logits, all tokens, both guidance halves"),
     ("FCA, both halves", "ablation", "the unconditional half masked as well"),
     ("FCA, exact bindings", "ablation", "bindings of the scene instead of the parser's"),
+    ("Attend-and-Excite, FCA + DisCLIP", "ablation", "both inside Attend-and-Excite, as in the paper"),
     ("EPViT", "method", "E3: mean probability of a graph's edges"),
     (
         "similarity",
@@ -137,7 +138,7 @@ def _pictures(trial: Experiment, pipe: Any, judges: Judges, seeds: Sequence[int]
     generation.judged(trial, pipe, judges, asked=asked, size=size, arms=generation.ARMS, group=MAIN)
     if size.ablated:
         some = [(seed, generation.prompts_of(size.ablated, objects, seed=seed)) for seed in seeds]
-        plain = {name: generation.ARMS[name] for name in ("stock", "FCA", "DisCLIP")}
+        plain = {name: generation.ARMS[name] for name in ("stock", "FCA", "DisCLIP", "Attend-and-Excite")}
         arms = plain | generation.ABLATIONS
         generation.judged(trial, pipe, judges, asked=some, size=replace(size, shown=0), arms=arms, group=ABLATED)
 
