@@ -266,7 +266,7 @@ def main() -> None:
     if options["sweeps"]:
         results["sweeps"] = sweeps(options)
     if with_large:
-        results |= {"sd15": large(options), "sd15_steps": LARGE_STEPS}
+        results |= {"sd15": large(options), "sd15_steps": LARGE_STEPS, "sd15_lean": True}
     Path(options["out"]).parent.mkdir(parents=True, exist_ok=True)
     write_json(options["out"], results)
     write_bytes(options["plot"], plot(results))

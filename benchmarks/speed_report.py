@@ -264,10 +264,10 @@ def _large(results: Mapping[str, Any]) -> list[str]:
     header = ["arm", "s besides steps", "s a step", "steps", "s a picture (computed)", "peak MB"]
     lengths = " and ".join(str(n) for n in results["sd15_steps"])
     note = f"Random weights: nothing is said of quality. Nothing is compiled. Runs of {lengths} steps, batch 1"
-    told = (
-        f"{note}; longer ones are computed. Our arms are given a float32 pipeline and make their bfloat16 engine "
-        "beside it: that is their peak."
-    )
+    kept = "make their bfloat16 engine beside it: that is their peak"
+    given_up = "give its weights up for their bfloat16 engine (`restore=False`)"
+    peak = given_up if results.get("sd15_lean") else kept
+    told = f"{note}; longer ones are computed. Our arms are given a float32 pipeline and {peak}."
     return ["## SD 1.5-shaped", table(header, rows), told]
 
 

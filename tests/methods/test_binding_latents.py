@@ -240,6 +240,9 @@ def test_subjects_are_those_named_else_all_nouns(tiny, monkeypatch):
         attend_and_excite(tiny, "cat", subjects=["dog"]),
     ):
         pass
+    for wrong, message in (([["cube"]], "one list a prompt: 2 prompts, 1 lists"), ("cube", "must be a list of words")):
+        with pytest.raises(ValueError, match=message), attend_and_excite(tiny, prompts, subjects=wrong):
+            pass
 
 
 def test_what_cannot_be_done_is_refused(tiny):

@@ -148,12 +148,14 @@ def attend_and_excite(
 
     Raises:
         ValueError: the pipeline has no text tokens to attend to, or is called with another prompt; a subject is not in
-            the prompt, or there is no list of them for a prompt.
+            the prompt; they are no list, or not one a prompt.
     """
     require_text_attention(pipe)
     single = isinstance(prompt, str)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     parsed = syntaxes(prompts, [bindings] if single and bindings is not None else bindings, parser)
+    if isinstance(subjects, str):
+        raise ValueError(f"subjects must be a list of words, got the text {subjects!r}: give [{subjects!r}]")
     named = [subjects] * len(prompts) if single or subjects is None else list(subjects)
     if len(named) != len(prompts):
         raise ValueError(f"subjects must have one list a prompt: {len(prompts)} prompts, {len(named)} lists")
