@@ -136,15 +136,30 @@ def test_that_law_needs_the_lora_in_the_unconditional_half_and_in_self_attention
 
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
 @pytest.mark.parametrize("layout", [[LEFT, RIGHT], [(0.1, 0.2, 0.7, 0.6), (0.4, 0.1, 0.45, 1.0)]])
-def test_without_lora_and_with_the_base_prompt_everywhere_it_is_the_base_pipeline(pipe, guidance, layout):
+@pytest.mark.parametrize("how", ["concat", "mean"])
+def test_without_lora_and_with_the_base_prompt_everywhere_it_is_the_base_pipeline(pipe, guidance, layout, how):
     two = [without_lora(concept(pipe)), without_lora(concept(pipe, "<V>", "ball", seed=50))]
     with placeholder.spoken(pipe, two):
         wanted = latents(pipe, guidance_scale=guidance)
-    with multibooth.place(pipe, PROMPT, two, boxes=layout, region_prompts=[PROMPT, PROMPT]):
+    with multibooth.place(pipe, PROMPT, two, boxes=layout, region_prompts=[PROMPT, PROMPT], text_mix=how):
         torch.testing.assert_close(latents(pipe, guidance_scale=guidance), wanted, **WIDE)
     if guidance > 1:
         with multibooth.place(pipe, PROMPT, two, boxes=layout, region_prompts=[PROMPT, PROMPT], text_mix="sum"):
             assert (latents(pipe) - wanted).abs().max() > 0.01
+
+
+def test_every_box_can_read_its_own_prompt_as_it_was_encoded(sd15, pair):
+    """Side by side no text is spoilt by the other; token by token the second concept's word meets the first's."""
+    found = arranged(PROMPT, pair)
+    with placeholder.spoken(sd15, pair):
+        own, _ = Condition.from_prompt(sd15, [each.prompt for each in found.placed])
+        beside, added = (customised(sd15, found, how).texts for how in ("concat", "mean"))
+    for text, alone, mixed in zip(own.encoder_hidden_states, beside, added, strict=True):
+        assert torch.equal(alone[0, : len(text)], text)
+        assert mixed.shape == (1, *text.shape)
+    places = [(mixed[0] - text).abs().amax(-1) for text, mixed in zip(own.encoder_hidden_states, added, strict=True)]
+    first = 2  # after "<|startoftext|> a"
+    assert places[0][first] < 1e-5 < places[1][first]
 
 
 def test_the_printed_sum_doubles_keys_and_values(sd15):
@@ -327,13 +342,16 @@ def test_other_edits_and_other_placements_live_beside_it(sd15, pair):
 
 
 def test_quantised_layers_are_called_as_they_are(sd15):
-    """The base's projection is the module's own, so packed integers take part."""
+    """The base's projection is the module's own, so packed integers take part.
+
+    The mean keeps the text's tokens: other shapes round differently, which quantised activations magnify.
+    """
     small = q_dit.quantise(sd15, weights=8, group="auto", rounding="rtn").pipe
     small.set_progress_bar_config(disable=True)
     one = concept(small)
     with placeholder.spoken(small, [one]):
         plain = latents(small, "a <S> cube")
-    with multibooth.place(small, "a <S> cube", [without_lora(one)], boxes=[ALL]):
+    with multibooth.place(small, "a <S> cube", [without_lora(one)], boxes=[ALL], text_mix="mean"):
         torch.testing.assert_close(latents(small, "a <S> cube"), plain, **WIDE)
     with multibooth.place(small, "a <S> cube", [one], boxes=[ALL]):
         assert (latents(small, "a <S> cube") - plain).abs().max() > 0.01

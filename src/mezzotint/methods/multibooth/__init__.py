@@ -41,7 +41,7 @@ CARD = Card(
         "Optimiser, batch size and the number of queries are not in the paper: AdamW, 1 and 16.",
         "Placeholders are read through hooks; no table is resized and one vector a text encoder is stored.",
         "Baselines: DreamBooth in its LoRA form by default; Custom Diffusion's new word begins as the class noun.",
-        "Region and base text are averaged; their sum, as equation 5 is printed, doubles keys and values (text_mix).",
+        "Regions read the tokens of both texts; their sum, equation 5, pairs unlike words and doubles keys (text_mix).",
         "Where boxes overlap, weights sum to 1 once; equation 9 as printed divides by the number of boxes twice.",
         "Outside all boxes the base prompt is read with the base's weights; the paper is silent.",
         "In the unconditional half regions read the null text and keep their LoRA; the paper is silent.",
@@ -124,7 +124,7 @@ def place(
     boxes: Any = None,
     region_prompts: Mapping[str, str] | Sequence[str] | None = None,
     weights: Mapping[str, float] | Sequence[float] | None = None,
-    text_mix: Literal["mean", "sum"] = "mean",
+    text_mix: Literal["concat", "mean", "sum"] = "concat",
     self_lora: Literal["regional", "off"] = "regional",
 ) -> Iterator[Any]:
     """Until the block ends, the pipeline makes pictures with several learnt concepts, each in its box.
@@ -141,7 +141,8 @@ def place(
             from their number to boxes. Equal vertical strips in the order of the prompt when not given at all.
         region_prompts: what each box shows; the concept's phrase in the prompt's shared context when not given.
         weights: the concepts' shares where boxes overlap, divided by their sum there; equal when not given.
-        text_mix: how region and base prompt are joined: their mean, or the paper's sum.
+        text_mix: how region and base prompt are joined: concat reads the tokens of both; mean, or the paper's sum, adds
+            them token by token, which shows the first concept in every box.
         self_lora: LoRA of self-attention inside the boxes, or off.
 
     Yields:

@@ -137,7 +137,7 @@ def _boxes(prompt: str, names: Sequence[str], inline: Sequence[Sides | None], bo
 
 @contextmanager
 def placed(
-    pipe: Any, placement: Placement, *, text_mix: TextMix = "mean", self_lora: SelfLora = "regional"
+    pipe: Any, placement: Placement, *, text_mix: TextMix = "concat", self_lora: SelfLora = "regional"
 ) -> Iterator[Placement]:
     """Install a placement on a pipeline; see `mezzotint.multibooth.place`."""
     with spoken(pipe, [each.concept for each in placement.placed]) as words:
@@ -147,7 +147,7 @@ def placed(
             yield placement
 
 
-def customised(pipe: Any, placement: Placement, text_mix: TextMix = "mean") -> Customised:
+def customised(pipe: Any, placement: Placement, text_mix: TextMix = "concat") -> Customised:
     """What attention needs of a placement; the pipeline must speak its placeholders."""
     network: Any = backbone(pipe)
     texts, biases = region_texts(pipe, placement, text_mix) if placement.placed else ((), ())
@@ -173,7 +173,9 @@ def region_texts(
     texts = _as_layers_read(backbone(pipe), mixed_text(encoded[1:], encoded[:1].expand_as(encoded[1:]), text_mix))
     if mask is None:
         return tuple(texts.split(1)), (None,) * len(texts)
-    hidden = (mask[1:] + mask[:1]) == 0  # a token counts that counts in either text
+    own, shared = mask[1:], mask[:1].expand_as(mask[1:])
+    # A token of the texts mixed counts that counts in either.
+    hidden = (torch.cat([own, shared], dim=-1) if text_mix == "concat" else own + shared) == 0
     biases = torch.zeros_like(hidden, dtype=texts.dtype).masked_fill(hidden, -math.inf)
     return tuple(texts.split(1)), tuple(biases.split(1))
 

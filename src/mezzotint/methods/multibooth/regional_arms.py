@@ -26,14 +26,16 @@ from .world import Thing, class_pictures, pictures_of
 __all__ = ["ARMS", "FULL", "LAYOUTS", "PAIRS", "QUICK", "WORDS", "Learnt", "Sides", "Size", "learn_all"]
 
 PAIRS = "two concepts, side by side"
-OURS, SUMMED, SUM, CROSS = "MultiBooth", "no regions", "texts summed", "no LoRA in self-attention"
+OURS, SUMMED, CROSS = "MultiBooth", "no regions", "no LoRA in self-attention"
+MEAN, SUM = "texts averaged", "texts summed"
 INVERTED, BOOTH, CUSTOM, MERGED = "Textual Inversion", "DreamBooth", "Custom Diffusion", "Custom Diffusion, merged"
 WORDS = ("<S>", "<V>", "<W>", "<X>", "<Y>")
 
 ARMS: tuple[tuple[str, Any, str], ...] = (
     (MERGED, "baseline", "models learnt one by one, merged in closed form"),
     (SUMMED, "ablation", "the LoRA of all concepts summed over the whole picture, the base prompt, no boxes"),
-    (SUM, "ablation", "region and base text are added, as equation 5 is printed"),
+    (MEAN, "ablation", "region and base text are averaged token by token"),
+    (SUM, "ablation", "region and base text are added token by token, as equation 5 is printed"),
     (CROSS, "ablation", "regional LoRA in cross-attention alone"),
 )
 """Arms that the part on single concepts does not have."""
@@ -76,17 +78,24 @@ QUICK = Size(
     replace(single_experiment.QUICK, concepts=2, arms=()),
     pictures=8,
     conditions=(PAIRS,),
-    arms=(OURS, SUMMED, SUM),
+    arms=(OURS, SUMMED, MEAN),
     rounds=3,
     counts=(0, 2, 5),
 )
 FULL = Size(
-    replace(single_experiment.FULL, concepts=2),
+    replace(single_experiment.FULL, concepts=3),
     pictures=8,
-    conditions=tuple(LAYOUTS)[:2],
-    arms=(OURS, SUMMED, SUM, CROSS, INVERTED, BOOTH, CUSTOM, MERGED),
+    conditions=tuple(LAYOUTS),
+    arms=(OURS, SUMMED, MEAN, SUM, CROSS, INVERTED, BOOTH, CUSTOM, MERGED),
     rounds=5,
 )
+
+_OURS: dict[str, dict[str, Any]] = {
+    OURS: {},
+    MEAN: {"text_mix": "mean"},
+    SUM: {"text_mix": "sum"},
+    CROSS: {"self_lora": "off"},
+}
 
 Way: TypeAlias = Callable[[Sequence[int], str, Sequence[Sides]], AbstractContextManager[Any]]
 
@@ -112,8 +121,7 @@ class Learnt:
 
     def way(self, pipe: Any, arm: str) -> Way:
         """How an arm is applied to a pipeline: (concepts, prompt, boxes) -> context."""
-        if arm in (OURS, SUM, CROSS):
-            changes: dict[str, Any] = {SUM: {"text_mix": "sum"}, CROSS: {"self_lora": "off"}}.get(arm, {})
+        if (changes := _OURS.get(arm)) is not None:
             return lambda chosen, prompt, boxes: place(
                 pipe, prompt, [self.concepts[index] for index in chosen], boxes=boxes, **changes
             )

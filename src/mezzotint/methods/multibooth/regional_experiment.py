@@ -31,6 +31,7 @@ from .regional_arms import (
     FULL,
     INVERTED,
     LAYOUTS,
+    MEAN,
     MERGED,
     OURS,
     PAIRS,
@@ -278,8 +279,10 @@ def claims(trial: Any, size: Size) -> None:
         if rivals:
             trial.claim(f"concepts learnt alone meet more faithfully than those learnt jointly ({condition})", THERE,
                         OURS, over=rivals, condition=condition)  # fmt: skip
-        trial.claim(f"the mean of the texts is better than their sum ({condition})", BOTH, OURS, over=(SUM,),
-                    condition=condition)  # fmt: skip
+        for other, how in ((MEAN, "averaged"), (SUM, "summed")):
+            if other in size.arms:
+                trial.claim(f"texts side by side are better than {how} ones ({condition})", BOTH, OURS, over=(other,),
+                            condition=condition)  # fmt: skip
     for count in (2, size.counts[-1]):
         trial.claim(f"{count} concepts cost at most half as much again as without regions", SECONDS, OURS,
                     over=(SUMMED,), condition=f"{count} concepts", margin=-0.5, relative=True)  # fmt: skip

@@ -38,25 +38,33 @@ from .boxes import Box, position_weights
 
 __all__ = ["Customised", "SelfLora", "TextMix", "edits", "mixed_text"]
 
-TextMix: TypeAlias = Literal["mean", "sum"]
+TextMix: TypeAlias = Literal["concat", "mean", "sum"]
 SelfLora: TypeAlias = Literal["regional", "off"]
 
 
 def mixed_text(
-    region: Float[Tensor, "*batch tokens width"], base: Float[Tensor, "*batch tokens width"], how: TextMix = "mean"
-) -> Float[Tensor, "*batch tokens width"]:
+    region: Float[Tensor, "*batch tokens width"], base: Float[Tensor, "*batch tokens width"], how: TextMix = "concat"
+) -> Float[Tensor, "*batch mixed width"]:
     """c_i from t_i and t_base (equation 5).
+
+    Adding them token by token pairs words that do not belong together: in "a <S> cone and a <V> cube" the first concept
+    stands where the second one's region prompt, "a <V> cube", has its own. Every region then reads the first concept.
+    Attention does not ask for the place of a token, so side by side is a mean without that fault: with the same text
+    twice every softmax is over doubled keys, which is the softmax over the keys.
 
     Args:
         region: the text encoder's output for the region prompt.
         base: for the base prompt.
-        how: "sum" as printed, which doubles keys and values against what the network knows; or their "mean".
+        how: "concat", the tokens of both side by side; "sum" as printed, which besides doubles keys and values against
+            what the network knows; or their "mean".
 
     Raises:
-        ValueError: `how` is neither.
+        ValueError: `how` is none of these.
     """
+    if how == "concat":
+        return torch.cat([region, base], dim=-2)
     if how not in ("mean", "sum"):
-        raise ValueError(f"text_mix must be 'mean' or 'sum', got {how!r}")
+        raise ValueError(f"text_mix must be 'concat', 'mean' or 'sum', got {how!r}")
     return region + base if how == "sum" else 0.5 * (region + base)
 
 
@@ -67,7 +75,7 @@ class Customised:
     Attributes:
         boxes: one for each concept.
         weights: the concepts' weights where boxes overlap.
-        texts: c_i of each concept, [1, tokens, width], as the attention layers read it.
+        texts: c_i of each concept, [1, tokens of c_i, width], as the attention layers read it.
         loras: the LoRA of each concept, scale 1: full name of a layer -> (A, B).
         biases: additive masks of the texts, [1, tokens]; None where the base has none.
         branch: the guidance branch that reads the texts; all others read the null text.

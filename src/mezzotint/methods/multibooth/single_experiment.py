@@ -116,7 +116,7 @@ QUICK = Size(
 FULL = Size(
     concepts=1,
     shown=4,
-    steps=120,
+    steps=200,
     batch=4,
     pictures=12,
     sampling=20,
@@ -124,7 +124,7 @@ FULL = Size(
     judge_views=40,
     precision="bfloat16",
 )
-"""With the part on several concepts about an hour of one core for three seeds."""
+"""With the part on several concepts about two hours of one core for three seeds."""
 
 
 @dataclass(frozen=True, eq=False)
