@@ -67,9 +67,10 @@ def _takes_adjective(tagged: Reading, index: int) -> bool:
 
 
 def _apposition(tagged: Reading, comma: int) -> Predicate | None:
-    """Adjectives behind their noun: joined between commas ("a dog, black and fluffy, sits"), or "a scarf, red with"."""
+    """Adjectives behind their noun: "a dog, black and fluffy, sits", "a canoe, bright red, drifts", "a scarf, red with"."""
     first = _adjectives_end(tagged, comma + 1)
-    if tagged.tag(comma - 1) == "N" and first > comma + 1 and tagged.text(first) == "with":
+    acts = tagged.text(first) == "," and tagged.tag(first + 1) in {"V", "I"}
+    if tagged.tag(comma - 1) == "N" and first > comma + 1 and (acts or tagged.text(first) == "with"):
         return Predicate(comma, tuple(k for k in range(comma, first) if tagged.tag(k) == "A"), resultative=True)
     last = _adjectives_end(tagged, first + 1)
     joined = first > comma + 1 and tagged.tag(first) == "C" and last > first + 1

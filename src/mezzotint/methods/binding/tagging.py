@@ -15,6 +15,7 @@ from .words import Word
 
 __all__ = ["tag_words", "tokenise"]
 
+_POINTING = frozenset(["the", "this", "that", "other", "another", "first", "second", "third", "last", "each"])
 _TOKEN = re.compile(r"<[^<>\s]+>|[^\W_]+(?:['’-][^\W_]+)*|[^\s\w]|_")
 
 
@@ -53,11 +54,17 @@ def _tag(tagged: Reading, index: int, text: str) -> str:
     closed = _closed(tagged, index, text)
     if closed is not None:
         return closed
-    if text in {"one", "ones"} and tagged.tag(index - 1) == "A":
+    if text in {"one", "ones"} and (tagged.tag(index - 1) == "A" or _is_meant(tagged, index)):
         return "N"
     if text in words.determiners or text.isdecimal():
         return "D"
     return _open(tagged, index, text)
+
+
+def _is_meant(tagged: Reading, index: int) -> bool:
+    """Whether "one" stands for a noun: "the one on the left", "the second one is pale"."""
+    before, after = tagged.text(index - 1), tagged.text(index + 1)
+    return before in _POINTING and bool(after) and not tagged.goes_on(index + 1) and after not in {"of", ","}
 
 
 def _is_modal(tagged: Reading, index: int) -> bool:
