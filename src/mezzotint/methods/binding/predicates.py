@@ -67,7 +67,7 @@ def _takes_adjective(tagged: Reading, index: int) -> bool:
 
 
 def _apposition(tagged: Reading, comma: int) -> Predicate | None:
-    """Adjectives behind their noun: "a dog, black and fluffy, sits", "a canoe, bright red, drifts", "a scarf, red with"."""
+    """Adjectives behind their noun: "a dog, black and fluffy, sits", "a canoe, red, drifts", "a scarf, red with"."""
     first = _adjectives_end(tagged, comma + 1)
     acts = tagged.text(first) == "," and tagged.tag(first + 1) in {"V", "I"}
     if tagged.tag(comma - 1) == "N" and first > comma + 1 and (acts or tagged.text(first) == "with"):
