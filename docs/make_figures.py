@@ -22,7 +22,9 @@ ARMS: dict[str, tuple[str, ...]] = {
     "splam": ("SPLAM-LoRA improved", "SPLAM improved", "LCM-fixed-w", "teacher DDIM", "teacher, 50 steps"),
     "q_dit": ("full precision", "Q-DiT", "RTN-g", "GPTQ-row", "RTN-D", "RTN-T"),
     "binding": ("stock", "FCA", "DisCLIP", "FCA + DisCLIP", "Attend-and-Excite", "SynGen"),
-    "multibooth": ("MultiBooth", "no regions", "texts summed", "Textual Inversion", "DreamBooth", "Custom Diffusion"),
+    "multibooth": (
+        "MultiBooth", "texts averaged", "no regions", "Textual Inversion", "DreamBooth", "Custom Diffusion",
+    ),
 }  # fmt: skip
 ROWS = 4
 
