@@ -81,7 +81,8 @@ def measure_lattices(trial: Any, seeds: Sequence[int], size: Size) -> None:
         found = [_lattice(case, seed, size) for seed in seeds]
         for metric, unit in ((NLL, "nat"), (ENERGY, "")):
             values = {arm: [one[metric][arm] for one in found] for arm in found[0][metric]}
-            trial.measure(metric, values, unit=unit, direction="lower", group=case.name, at=case.steps, axis="steps")
+            trial.measure(metric, values, unit=unit, direction="lower", group=case.name, at=case.steps, axis="steps",
+                          counted="blocks of samples")  # fmt: skip
 
 
 def measure_spread(trial: Any, seeds: Sequence[int]) -> None:
@@ -158,7 +159,8 @@ def measure_direct(trial: Any, seeds: Sequence[int], size: Size) -> None:
         direct = coordinate_search(table.nearest(grids.edm(40, LOW, HIGH)), objective)[-1].grid
         for arm, grid in (("AYS", doubled), ("40 steps at once", direct)):
             found[arm].append(_nll_blocks(case, run_lattice(case, grid, size.blocks * size.block, seed), size))
-    trial.measure(NLL, found, unit="nat", direction="lower", group=case.name, at=40, axis="steps")
+    trial.measure(NLL, found, unit="nat", direction="lower", group=case.name, at=40, axis="steps",
+                  counted="blocks of samples")  # fmt: skip
 
 
 def stop_metric(case: Case, seed: int, size: Size) -> Quality:
