@@ -315,6 +315,14 @@ class TestBuilding:
             native.build(tmp_path, extra=("-DMZ_EMULATED_TILES=", "-no-such-flag-at-all"))
         assert list(tmp_path.iterdir()) == []
 
+    @BUILT
+    def test_a_second_build_of_one_process_is_found(self, tmp_path):
+        """torch appends a number to the name of a library that the process has built before."""
+        first, second = (native.build(tmp_path / name, extra=("-O0",)) for name in ("first", "second"))
+        assert first.is_file()
+        assert second.is_file()
+        assert Library(second).best == LIBRARY.best
+
     def test_a_folder_that_others_may_write_to_is_refused(self, tmp_path):
         tmp_path.chmod(0o777)
         with pytest.raises(PermissionError, match="may be written by other users"):

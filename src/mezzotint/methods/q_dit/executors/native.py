@@ -201,6 +201,8 @@ def build(folder: Path, *, extra: Sequence[str] = ()) -> Path:
                 "is_python_module": False,
             }
             cpp_extension.load(_NAME, [str(_SOURCE)], build_directory=str(built), **settings)
+            # torch numbers the libraries that one process builds under one name: the second is called ..._v1.
+            next(built.glob("*.so")).rename(built / target.name)
             _install(built, home)
     return target
 
