@@ -124,13 +124,14 @@ def layers(dtype: torch.dtype, rounds: int, chosen: Sequence[int]) -> Iterator[R
 
 
 def whole_unet(dtype: torch.dtype, rounds: int) -> Iterator[Row]:
-    """One guided pass of a U-Net of Stable Diffusion 1.5's shape, a mask on every cross-attention layer."""
+    """One guided pass of a U-Net of Stable Diffusion 1.5's shape, a mask on every attention layer, cross and self."""
     model = UNet2DConditionModel(sample_size=64, cross_attention_dim=TEXT_WIDTH).to(dtype).requires_grad_(False)
     latent, text = torch.randn(2, 4, 64, 64, dtype=dtype), torch.randn(2, TEXT, TEXT_WIDTH, dtype=dtype)
-    masks = {tokens: torch.randn(1, 1, tokens, TEXT, dtype=dtype) for tokens, _ in LAYERS}
-    mask = LogitMask(lambda call, query, key: masks[query.shape[2]], kind="cross")  # noqa: ARG005
+    sizes = {(tokens, keys) for tokens, _ in LAYERS for keys in (tokens, TEXT)}
+    masks = {size: torch.randn(1, 1, *size, dtype=dtype) for size in sizes}
+    mask = LogitMask(lambda call, query, key: masks[query.shape[2], key.shape[2]])  # noqa: ARG005
     what = f"U-Net of SD 1.5 {str(dtype)[6:]}"
-    arms = arms_of(model, mask, lambda query, key: masks[query.shape[2]] if key.shape[2] == TEXT else None)
+    arms = arms_of(model, mask, lambda query, key: masks[query.shape[2], key.shape[2]])
     yield from measure(what, lambda: model(latent, 500, text), arms, rounds)
 
 

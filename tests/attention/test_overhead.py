@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.attention_overhead import Layer
+from benchmarks.attention_overhead import Layer, whole_unet
 from mezzotint.attention import LogitMask, install
 
 Installed = Callable[[], AbstractContextManager[object]]
@@ -47,3 +47,11 @@ def test_overhead_stays_within_its_budget() -> None:
     del arms["mask"]
     tiny = seconds(layer, (given[0][:1, :1], given[1][:1, :1]), arms, 50)
     assert tiny["installed"] - tiny["stock"] < 0.03 * real["stock"]
+
+
+@pytest.mark.slow
+def test_a_mask_on_every_layer_of_a_network_stays_within_its_budget() -> None:
+    with torch.inference_mode():
+        found = {row.arm: row.ratio for row in whole_unet(torch.bfloat16, 3)}
+    assert found["installed"] < 1.03
+    assert found["mask"] < 1.10
