@@ -9,6 +9,7 @@ from .reading import QUOTES, Reading
 
 __all__ = ["Phrase", "noun_phrases"]
 
+_TONES = frozenset(["dark", "light", "pale", "bright", "deep"])
 _OWN = frozenset(["its", "his", "her", "their"])
 
 
@@ -114,10 +115,12 @@ def _phrase(tagged: Reading, start: int, end: int, *, owner: bool) -> Phrase | N
 
 
 def _behind(tagged: Reading, start: int, head: int, end: int) -> tuple[int, ...]:
-    """Adjectives that follow their noun: "its paws tiny and white", "the shirt red", but not "the sky blue of"."""
+    """Adjectives that follow their noun: "its paws tiny and white", "the sea dark green", but not "the sky blue of"."""
     behind = tuple(k for k in range(head + 1, end) if tagged.tag(k) == "A")
-    coloured = bool(behind) and tagged.text(behind[0]) in tagged.lexicon.basic_colours
-    shade = tagged.text(head) in tagged.lexicon.shade_nouns
+    words = tagged.lexicon
+    toned = len(behind) > 1 and tagged.text(behind[0]) in _TONES and tagged.text(behind[1]) in words.basic_colours
+    coloured = toned or (bool(behind) and tagged.text(behind[0]) in words.basic_colours)
+    shade = tagged.text(head) in words.shade_nouns and not toned
     owned = tagged.text(start) in _OWN
     return behind if (coloured or owned) and not shade and tagged.tag(start) == "D" else ()
 

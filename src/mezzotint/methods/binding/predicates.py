@@ -47,7 +47,9 @@ def subjects(tagged: Reading, phrases: Sequence[Phrase], predicate: Predicate) -
     """Heads of the noun phrases that a predicate is said of; none where the subject is a pronoun or unclear."""
     before = [phrase for phrase in phrases if phrase.end <= predicate.verb and not phrase.owner]
     if predicate.resultative:
-        return tuple(phrase.head for phrase in before[-1:] if phrase.end == _left(tagged, predicate.verb) + 1)
+        end = _left(tagged, predicate.verb) + 1
+        end -= tagged.text(end - 1) == ","
+        return tuple(phrase.head for phrase in before[-1:] if phrase.end == end)
     plural = _number(tagged, predicate.verb)
     relative = _relative(tagged, predicate.verb)
     if relative is not None:
@@ -156,7 +158,10 @@ def _next_segment(tagged: Reading, end: int) -> int:
     index = end
     while (tagged.tag(index) == "C" or tagged.text(index) == ",") and index - end < 2:
         index += 1
-    return index if tagged.tag(index) in {"A", "R"} else end
+    # "painted black, parked beside": a participle with a complement begins anew.
+    listed = tagged.text(index - 1) == ","
+    carries_on = listed and tagged.text(index).endswith("ed") and tagged.tag(index + 1) == "I"
+    return index if tagged.tag(index) in {"A", "R"} and not carries_on else end
 
 
 def _left(tagged: Reading, index: int) -> int:

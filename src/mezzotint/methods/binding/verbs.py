@@ -85,7 +85,8 @@ def tag_ed(tagged: Reading, index: int, text: str) -> str:
     """Participle, past or adjective in -ed."""
     words, before, after = tagged.lexicon, tagged.before(index), tagged.text(index + 1)
     goes_on, listed = tagged.goes_on(index + 1), words.is_adjective(text)
-    if text in words.painting and words.is_adjective(after) and before in {"N", "V"}:
+    follows = before in {"N", "V"} or (tagged.text(index - 1) == "," and _ends_in_adjectives(tagged, index + 1))
+    if text in words.painting and words.is_adjective(after) and follows:
         return "V"
     if before == "N":
         joined = text in words.ed_after_noun and not words.is_plural(tagged.text(index - 1))
@@ -97,6 +98,13 @@ def tag_ed(tagged: Reading, index: int, text: str) -> str:
         return "A" if listed and after not in words.prepositions else "V"
     closing = before in {"C", "P"} and listed and tagged.tag(index - 2) == "A"
     return "A" if closing or (goes_on and _may_be_participle(tagged, index, before, listed=listed)) else "V"
+
+
+def _ends_in_adjectives(tagged: Reading, index: int) -> bool:
+    """Whether nothing but adjectives stands before the next mark: "a car, painted matte black, and"."""
+    while tagged.lexicon.is_adjective(tagged.text(index)) or tagged.text(index) == "and":
+        index += 1
+    return tagged.text(index) in {"", ",", "."}
 
 
 def _may_be_participle(tagged: Reading, index: int, before: str, *, listed: bool) -> bool:
@@ -162,7 +170,9 @@ def _is_third_person(tagged: Reading, index: int, text: str, before: str) -> boo
         return strong or _has_singular_subject(tagged, index)
     if before in {"C", "P"}:
         chained = "V" in tagged.tags and (tagged.tag(index - 2) == "V" or tagged.starts_object(index + 1))
-        return strong or chained
+        # "a fence, red, surrounds a"
+        described = tagged.text(index - 1) == "," and tagged.tag(index - 2) == "A" and tagged.is_determined(index + 1)
+        return strong or chained or described
     return before == "" and strong
 
 
@@ -245,12 +255,14 @@ def _has_plural_subject(tagged: Reading, index: int, *, strong: bool) -> bool:
         last -= 1
     noun = tagged.text(last)
     several = tagged.lexicon.is_plural(noun) or tagged.tag(tagged.phrase_start(last + 1) - 1) == "C"
-    if tagged.is_determined(index + 1) and "C" in tagged.tags:
-        # "a boy in a blue cap and a girl in a red one share a bench"
+    joined = "C" in tagged.tags and sum(each in tagged.lexicon.animate for each in tagged.texts[:index]) > 1
+    onward = tagged.text(index + 1) in tagged.lexicon.prepositions and noun in tagged.lexicon.tinted_things and joined
+    if (tagged.is_determined(index + 1) and "C" in tagged.tags) or onward:
+        # "a boy in a blue cap and a girl in a red one share a bench", "a man in a white suit dance in"
         several = several or not any(tagged.is_finite(place) for place in range(index))
     if tagged.tag(last) != "N" or not several:
         return False
-    if strong or tagged.is_determined(index + 1):
+    if strong or onward or tagged.is_determined(index + 1):
         return True
     if tagged.lexicon.is_plural(noun) and tagged.text(index + 1) in tagged.lexicon.prepositions:
         return True
