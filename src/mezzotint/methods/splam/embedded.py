@@ -1,8 +1,7 @@
 """Part B of the experiment: the embedded pipeline, its own solvers at few steps, and what distillation makes of it.
 
 All arms of a seed start from the same noise under the same captions. Distilled whole networks share teacher, data, its
-order, number of steps and teacher calls; the LoRA has a recipe of its own, the zoo's, whose milder guidance its
-teacher's solvers get too.
+order, number of steps and teacher calls; the LoRA has a recipe of its own.
 """
 
 from __future__ import annotations
@@ -33,12 +32,10 @@ __all__ = [
     "ADAPTER",
     "FULL",
     "QUICK",
-    "RECIPE",
     "SHIPPED",
     "Adapter",
     "Bench",
     "Size",
-    "distil_adapter",
     "distil_arms",
     "measure_pipeline",
     "options_of",
@@ -53,7 +50,6 @@ RMSE, FRECHET, TO_TEACHER, RIGHT, SECONDS, CALLS = (
     "network calls per picture",
 )
 SPEED = "4 steps, teacher at 50"
-IMPROVED: dict[str, Any] = {"effective_time": True, "gamma_one_prob": 0.5, "sigma_mode": "linear"}
 REFERENCE, REFERENCE_STEPS = "teacher, 50 steps", 50
 SOLVERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "teacher DDIM": (DDIMScheduler, {}),
@@ -70,26 +66,6 @@ class Adapter:
     pictures: int
     rank: int
     learning_rate: float
-    guidance: float
-
-    def options(self, seed: int, precision: Arithmetic) -> Options:
-        """What `distil` is given."""
-        return Options(
-            mode="splam_lora",
-            steps=self.train_steps,
-            batch_size=self.batch,
-            rank=self.rank,
-            learning_rate=self.learning_rate,
-            guidance=self.guidance,
-            precision=precision,
-            teacher_precision=precision,
-            seed=seed,
-            **IMPROVED,
-        )
-
-
-RECIPE = Adapter(1000, 32, 8192, rank=32, learning_rate=3e-4, guidance=3.0)
-"""That of the zoo's `scenes-splam`, whose seed is 0."""
 
 
 @dataclass(frozen=True)
@@ -121,19 +97,17 @@ FULL = Size(
     draws=200,
     learning_rate=2e-4,
     precision="bfloat16",
-    adapter=RECIPE,
+    adapter=Adapter(500, 32, 8192, rank=32, learning_rate=3e-4),
 )
-"""Over four hours of one core for three seeds, mostly training; whole networks see 5,760 pictures, LoRAs 32,000."""
+"""Over three hours of one core for three seeds, mostly training; whole networks see 5,760 pictures, LoRAs 16,000."""
 
 QUICK = Size(0, 0, 0, 12, steps=(2, 4), draws=0, precision="bfloat16")
 """What the zoo ships beside its teacher's solvers: nothing is trained."""
 ADAPTER, SHIPPED = "SPLAM-LoRA improved", "SPLAM-LoRA, shipped"
-MILD = {arm: f"{arm}, guidance {RECIPE.guidance:g}" for arm in (*SOLVERS, REFERENCE)}
-"""Names of the teacher's arms with the guidance of the LoRA."""
 
 
 def options_of(size: Size, seed: int, guidance: float) -> dict[str, Options]:
-    """The distilled whole networks, under the names that they are reported by."""
+    """The distilled arms, under the names that they are reported by."""
     shared: dict[str, Any] = {
         "guidance": guidance,
         "precision": size.precision,
@@ -146,32 +120,37 @@ def options_of(size: Size, seed: int, guidance: float) -> dict[str, Options]:
         "learning_rate": size.learning_rate,
         **shared,
     }
-    return {
-        "SPLAM improved": Options(mode="splam", **IMPROVED, **whole),
+    improved: dict[str, Any] = {"effective_time": True, "gamma_one_prob": 0.5, "sigma_mode": "linear"}
+    found = {
+        "SPLAM improved": Options(mode="splam", **improved, **whole),
         "SPLAM official": Options(mode="splam", init="torch", **whole),
         "LCM-fixed-w": Options(mode="lcm_fixed_w", **whole),
     }
+    if one := size.adapter:
+        recipe: dict[str, Any] = {
+            "steps": one.train_steps,
+            "batch_size": one.batch,
+            "rank": one.rank,
+            "learning_rate": one.learning_rate,
+        }
+        found[ADAPTER] = Options(mode="splam_lora", **improved, **recipe, **shared)
+    return found
 
 
 def distil_arms(pipe: Any, size: Size, seed: int, *, guidance: float) -> dict[str, Any]:
-    """One pipeline for each whole network; they share their data."""
-    data = gathered(pipe, "scenes", count=size.pictures, seed=seed)
-    given = options_of(size, seed, guidance)
-    return {arm: distil_pipeline(pipe, options, cached=data).pipeline() for arm, options in given.items()}
-
-
-def distil_adapter(pipe: Any, recipe: Adapter, seed: int, precision: Arithmetic) -> dict[str, Any]:
-    """The pipeline of the LoRA, under its name."""
-    data = gathered(pipe, "scenes", count=recipe.pictures, seed=seed)
-    return {ADAPTER: distil_pipeline(pipe, recipe.options(seed, precision), cached=data).pipeline()}
+    """One pipeline for each distilled arm; whole networks share their data."""
+    whole = gathered(pipe, "scenes", count=size.pictures, seed=seed)
+    made = {}
+    for arm, options in options_of(size, seed, guidance).items():
+        lora = size.adapter if options.lora else None
+        cached = gathered(pipe, "scenes", count=lora.pictures, seed=seed) if lora else whole
+        made[arm] = distil_pipeline(pipe, options, cached=cached).pipeline()
+    return made
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One seed's captions with their scenes, start noise, and the teacher's latents of 50 steps.
-
-    `mild` says that the guidance is the LoRA's; the teacher's arms are named accordingly.
-    """
+    """One seed's captions with their scenes, start noise, and the teacher's latents of 50 steps."""
 
     pipe: Any
     scenes: tuple[Any, ...]
@@ -180,10 +159,9 @@ class Bench:
     seed: int
     reference: Float[Tensor, "count channels h w"]
     precision: Arithmetic = "float32"
-    mild: bool = False
 
     @classmethod
-    def make(cls, pipe: Any, size: Size, seed: int, *, guidance: float, mild: bool = False) -> Bench:
+    def make(cls, pipe: Any, size: Size, seed: int, *, guidance: float) -> Bench:
         """Held-out scenes of one and two objects, and the reference."""
         from mezzotint.worlds.scenes.captions import caption
         from mezzotint.worlds.scenes.sampling import sample
@@ -191,12 +169,8 @@ class Bench:
         scenes = sample(size.prompts, seed=seed, split="test", objects=(1, 2))
         prompts = tuple(caption(scene, "plain", seed=k).text for k, scene in enumerate(scenes))
         empty = torch.empty(0, *fresh_noise(pipe, 1, seed=seed)[0].shape[1:])
-        bench = cls(pipe, tuple(scenes), prompts, guidance, seed, empty, size.precision, mild)
+        bench = cls(pipe, tuple(scenes), prompts, guidance, seed, empty, size.precision)
         return replace(bench, reference=bench.solver("teacher DDIM", REFERENCE_STEPS))
-
-    def named(self, arm: str) -> str:
-        """The name by which an arm of the teacher is reported."""
-        return MILD[arm] if self.mild else arm
 
     def solver(self, name: str, steps: int) -> Float[Tensor, "count channels h w"]:
         """Latents of the teacher with one of its solvers; time steps trail, so that the first one is pure noise."""
@@ -254,18 +228,17 @@ def measure_pipeline(trial: Any, benches: Sequence[Bench], arms: Sequence[Mappin
         made = [_latents(bench, found, steps) for bench, found in zip(benches, arms, strict=True)]
         where: dict[str, Any] = {"at": steps, "axis": "steps"}
         gaps = [
-            {arm: rmse(z, bench.reference).tolist() for arm, z in one.items() if arm != bench.named(REFERENCE)}
+            {arm: rmse(z, bench.reference).tolist() for arm, z in one.items() if arm != REFERENCE}
             for bench, one in zip(benches, made, strict=True)
         ]
-        trial.measure(RMSE, _table(gaps), direction="lower", note=_SAME, **where)
+        trial.measure(RMSE, _table(gaps), direction="lower", note="latents from the same start noise", **where)
         _judged(trial, judge, benches, made, size=size, where=where)
     _measure_speed(trial, benches[0], arms[0])
 
 
 def _latents(bench: Bench, found: Mapping[str, Any], steps: int) -> dict[str, Tensor]:
     students = {arm: bench.student(pipe, steps) for arm, pipe in found.items()}
-    solvers = {bench.named(name): bench.solver(name, steps) for name in SOLVERS}
-    return students | solvers | {bench.named(REFERENCE): bench.reference}
+    return students | {name: bench.solver(name, steps) for name in SOLVERS} | {REFERENCE: bench.reference}
 
 
 class Judge:
@@ -303,8 +276,8 @@ def _judged(
     if size.draws:
         renders = [judge.real(bench) for bench in benches]
         _distances(trial, FRECHET, features, renders, note="to renders of the scenes", draws=size.draws, where=where)
-        taught = [one.pop(bench.named(REFERENCE)) for bench, one in zip(benches, features, strict=True)]
-        told = "to the teacher's own pictures of 50 steps with the same guidance: what is learnt"
+        taught = [one.pop(REFERENCE) for one in features]
+        told = "to the teacher's own pictures of 50 steps: what is learnt"
         _distances(trial, TO_TEACHER, features, taught, note=told, draws=size.draws, where=where)
 
 
@@ -328,7 +301,6 @@ def _distances(
     trial.measure(metric, _table(values), direction="lower", draws=pooled, note=note, **where)
 
 
-_SAME = "latents from the same start noise; the teacher of each arm's guidance"
 _NOTE = "every object of the prompt found in shape and colour by the scene parser"
 
 
@@ -337,10 +309,9 @@ def _measure_speed(trial: Any, bench: Bench, arms: Mapping[str, Any]) -> None:
     count = min(4, len(bench.prompts))
     small = replace(bench, prompts=bench.prompts[:count])
     runs: dict[str, Callable[[], Tensor]] = {arm: partial(small.student, pipe, 4) for arm, pipe in arms.items()}
-    taught = bench.named(REFERENCE)
-    runs[taught] = partial(small.solver, "teacher DDIM", REFERENCE_STEPS)
+    runs[REFERENCE] = partial(small.solver, "teacher DDIM", REFERENCE_STEPS)
     taken = {arm: [_seconds(run, small.pipe, count) for _ in range(3)] for arm, run in runs.items()}
-    counted = {arm: [float(2 * REFERENCE_STEPS if arm == taught else 4)] for arm in runs}
+    counted = {arm: [float(2 * REFERENCE_STEPS if arm == REFERENCE else 4)] for arm in runs}
     trial.measure(
         SECONDS, {arm: [v] for arm, v in taken.items()}, unit="s", direction="lower", group=SPEED, counted="runs"
     )
