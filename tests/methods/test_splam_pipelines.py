@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -591,22 +592,26 @@ def test_the_experiment_runs_on_the_embedded_pipeline(monkeypatch):
     from mezzotint.methods.splam.experiment import experiment
 
     tiny = embedded.Adapter(2, 4, 8, rank=2, learning_rate=1e-3)
-    monkeypatch.setattr(embedded, "FULL", embedded.Size(2, 4, 16, 6, steps=(1, 4), shown=1, draws=5, adapter=tiny))
+    size = embedded.Size(2, 4, 16, 6, steps=(1, 4), shown=1, draws=5, adapter=tiny, mild=replace(tiny, guidance=3.0))
+    monkeypatch.setattr(embedded, "FULL", size)
     monkeypatch.setattr(
         analytic, "FULL", analytic.Size(20, 5, tuple(analytic.ARMS)[:6], samples=50, data=60, paired=20)
     )
     found = experiment(budget="full")
     arms = {arm for row in found.rows for arm in row.values}
-    assert {"SPLAM improved", "SPLAM official", "LCM-fixed-w", embedded.ADAPTER, *embedded.SOLVERS} <= arms
+    own = {"SPLAM improved", "SPLAM official", "LCM-fixed-w", embedded.ADAPTER, *embedded.SOLVERS}
+    assert own | set(embedded.MILD.values()) <= arms
     rows = {(row.metric, row.condition): row.values for row in found.rows}
     assert rows[embedded.CALLS, embedded.SPEED]["teacher, 50 steps"] == ((100.0,),)
     # Hardly trained, a student's first guess is that of its teacher without guidance, somewhere near the reference.
     gaps = rows[embedded.RMSE, "1 steps"]
     assert max(gaps["SPLAM improved"][0]) < 3
-    assert rows[embedded.TO_TEACHER, "4 steps"].keys() == arms & rows[embedded.FRECHET, "4 steps"].keys() - {
-        embedded.REFERENCE
-    }
-    assert len(found.samples) == 7
+    teachers = {embedded.REFERENCE, embedded.MILD[embedded.REFERENCE]}
+    assert rows[embedded.TO_TEACHER, "4 steps"].keys() == arms & rows[embedded.FRECHET, "4 steps"].keys() - teachers
+    solver = rows[embedded.RMSE, "4 steps"]
+    assert solver["teacher DDIM"] != solver[embedded.MILD["teacher DDIM"]], "the same start noise, another guidance"
+    assert embedded.MILD[embedded.ADAPTER] not in rows[embedded.SECONDS, embedded.SPEED]
+    assert len(found.samples) == 11
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ __all__ = ["Predicate", "predicates", "subjects"]
 _PLURAL_BE = frozenset(["are", "were", "aren't", "weren't"])
 _SINGULAR_BE = frozenset(["is", "was", "isn't", "wasn't", "has", "'s"])
 _LEADING = frozenset(["both", "all", "being", "been", "as", "more", "less"])
+_COLOUR = frozenset(["color", "colour", "colors", "colours", "hue", "hues", "tint"])
 _STOPS = frozenset('.;:!?()[]{}|"')
 
 
@@ -40,6 +41,7 @@ def predicates(tagged: Reading) -> tuple[Predicate, ...]:
     found += [_apposition(tagged, index) for index in places if tagged.text(index) == ","]
     found += [_distribution(tagged, index) for index in places if tagged.text(index) in {",", ":", "("}]
     found += [_comparison(tagged, index) for index in places if tagged.text(index) == "as"]
+    found += [_shade(tagged, index) for index in places if tagged.tag(index) in {"V", "I"}]
     return tuple(each for each in found if each is not None)
 
 
@@ -59,6 +61,9 @@ def subjects(tagged: Reading, phrases: Sequence[Phrase], predicate: Predicate) -
         return ()
     start, stop = _clause(tagged, predicate.verb, plural=plural)
     inside = [phrase for phrase in before if phrase.start >= start and phrase.end <= stop]
+    if inside and tagged.text(inside[0].head) in _COLOUR and tagged.text(start - 1) == "whose":
+        # "a vase whose colour is purple": it is the vase that is.
+        return _antecedent(tagged, [phrase for phrase in before if phrase.end < start], plural=None)
     return _subject(tagged, inside, plural=plural)
 
 
@@ -114,6 +119,22 @@ def _comparison(tagged: Reading, end: int) -> Predicate | None:
     noun = before - 1 if tagged.text(before) == "," else before
     adjectives = tuple(k for k in range(start, end) if tagged.tag(k) == "A")
     return Predicate(noun + 1, adjectives, resultative=True) if adjectives and tagged.tag(noun) == "N" else None
+
+
+def _shade(tagged: Reading, start: int) -> Predicate | None:
+    """A colour by its name: "the wall is a deep shade of green", "a dress in a shade of red"."""
+    stands_behind = tagged.text(start) == "in" and tagged.tag(start - 1) == "N"
+    if not (_takes_adjective(tagged, start) or stands_behind) or tagged.tag(start + 1) != "D":
+        return None
+    noun = start + 2
+    while tagged.tag(noun) in {"A", "R"}:
+        noun += 1
+    end = _adjectives_end(tagged, noun + 2)
+    named = tagged.text(noun) in tagged.lexicon.colour_words and tagged.text(noun + 1) == "of" and end > noun + 2
+    if not named or tagged.tag(end) in {"N", "G"}:
+        return None
+    adjectives = tuple(k for k in (*range(start + 2, noun), *range(noun + 2, end)) if tagged.tag(k) == "A")
+    return Predicate(start, adjectives, tagged.text(start).endswith("n't"), resultative=stands_behind)
 
 
 def _predicate(tagged: Reading, verb: int) -> Predicate | None:

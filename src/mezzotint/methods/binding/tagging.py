@@ -102,6 +102,8 @@ def _open(tagged: Reading, index: int, text: str) -> str:
     long = len(text) > 4 or (len(text) == 4 and (text in words.painting or words.is_adjective(text)))
     if text.endswith("ed") and simple and long and text not in words.ed_nouns:
         return tag_ed(tagged, index, text)
+    if _is_shade(tagged, index, text):
+        return "A"
     verb = tag_verb(tagged, index, text)
     if verb is not None:
         return verb
@@ -125,11 +127,15 @@ def _is_listed(tagged: Reading, index: int) -> bool:
     return lists and tagged.goes_on(index + 1) and tagged.text(index + 1) not in {",", "and", "or"}
 
 
+def _is_shade(tagged: Reading, index: int, text: str) -> bool:
+    """A noun that says which kind of a colour is meant: "is jet black", "are rose pink"."""
+    words = tagged.lexicon
+    return text in words.shade_nouns and tagged.text(index + 1) in words.basic_colours and tagged.is_be(index - 1)
+
+
 def _is_tint(tagged: Reading, index: int, text: str) -> bool:
-    """A noun that is a colour here: "a salmon shirt", "the dress is peach", "is jet black"."""
+    """A noun that is a colour here: "a salmon shirt", "the dress is peach"."""
     words, after = tagged.lexicon, tagged.text(index + 1)
-    if text in words.shade_nouns and after in words.basic_colours and tagged.is_be(index - 1):
-        return True
     if text not in words.noun_colours:
         return False
     if tagged.is_be(index - 1) and not tagged.goes_on(index + 1):

@@ -1,14 +1,15 @@
 """Part B of the experiment: the embedded pipeline, its own solvers at few steps, and what distillation makes of it.
 
 All arms of a seed start from the same noise under the same captions. Distilled whole networks share teacher, data, its
-order, number of steps and teacher calls; the LoRA has a recipe of its own.
+order, number of steps and teacher calls; LoRAs have recipes of their own. The one that is distilled with a milder
+guidance is measured beside the teacher with the same guidance.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -31,12 +32,14 @@ from .trainer import distil_pipeline
 __all__ = [
     "ADAPTER",
     "FULL",
+    "MILD",
     "QUICK",
     "SHIPPED",
     "Adapter",
     "Bench",
     "Size",
     "distil_arms",
+    "distil_mild",
     "measure_pipeline",
     "options_of",
 ]
@@ -50,6 +53,7 @@ RMSE, FRECHET, TO_TEACHER, RIGHT, SECONDS, CALLS = (
     "network calls per picture",
 )
 SPEED = "4 steps, teacher at 50"
+IMPROVED: dict[str, Any] = {"effective_time": True, "gamma_one_prob": 0.5, "sigma_mode": "linear"}
 REFERENCE, REFERENCE_STEPS = "teacher, 50 steps", 50
 SOLVERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "teacher DDIM": (DDIMScheduler, {}),
@@ -59,13 +63,29 @@ SOLVERS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """The training of the LoRA, which has its own recipe, that of the zoo's."""
+    """The training of a LoRA, which has its own recipe, that of the zoo's; `guidance` is the model's own when None."""
 
     train_steps: int
     batch: int
     pictures: int
     rank: int
     learning_rate: float
+    guidance: float | None = None
+
+    def options(self, seed: int, guidance: float, precision: Arithmetic) -> Options:
+        """What `distil` is given; `guidance` is used where the recipe has none."""
+        return Options(
+            mode="splam_lora",
+            steps=self.train_steps,
+            batch_size=self.batch,
+            rank=self.rank,
+            learning_rate=self.learning_rate,
+            guidance=guidance if self.guidance is None else self.guidance,
+            precision=precision,
+            teacher_precision=precision,
+            seed=seed,
+            **IMPROVED,
+        )
 
 
 @dataclass(frozen=True)
@@ -73,7 +93,8 @@ class Size:
     """How much is run: training, prompts a seed, numbers of sampling steps, prompts with pictures on the page.
 
     `draws` are those of the bootstrap of the Frechet distance, which is left out when there are none.
-    `precision` is that of training and sampling alike, of all arms: "bfloat16" is autocast.
+    `precision` is that of training and sampling alike, of all arms: "bfloat16" is autocast. `adapter` is the LoRA with
+    the guidance of all the other arms, `mild` the one with its own.
     """
 
     train_steps: int
@@ -86,6 +107,7 @@ class Size:
     learning_rate: float = 1e-4
     precision: Arithmetic = "float32"
     adapter: Adapter | None = None
+    mild: Adapter | None = None
 
 
 FULL = Size(
@@ -98,42 +120,36 @@ FULL = Size(
     learning_rate=2e-4,
     precision="bfloat16",
     adapter=Adapter(500, 32, 8192, rank=32, learning_rate=3e-4),
+    mild=Adapter(1000, 32, 8192, rank=32, learning_rate=3e-4, guidance=3.0),
 )
-"""Over three hours of one core for three seeds, mostly training; whole networks see 5,760 pictures, LoRAs 16,000."""
+"""Over five hours of one core for three seeds, mostly training; whole networks see 5,760 pictures, LoRAs 16,000 and
+32,000."""
 
 QUICK = Size(0, 0, 0, 12, steps=(2, 4), draws=0, precision="bfloat16")
 """What the zoo ships beside its teacher's solvers: nothing is trained."""
 ADAPTER, SHIPPED = "SPLAM-LoRA improved", "SPLAM-LoRA, shipped"
+MILD = {arm: f"{arm}, mild guidance" for arm in (ADAPTER, *SOLVERS, REFERENCE)}
+"""The LoRA of a milder guidance and the teacher's arms with the same: their names."""
 
 
 def options_of(size: Size, seed: int, guidance: float) -> dict[str, Options]:
     """The distilled arms, under the names that they are reported by."""
-    shared: dict[str, Any] = {
+    whole: dict[str, Any] = {
+        "steps": size.train_steps,
+        "batch_size": size.batch,
+        "learning_rate": size.learning_rate,
         "guidance": guidance,
         "precision": size.precision,
         "teacher_precision": size.precision,
         "seed": seed,
     }
-    whole: dict[str, Any] = {
-        "steps": size.train_steps,
-        "batch_size": size.batch,
-        "learning_rate": size.learning_rate,
-        **shared,
-    }
-    improved: dict[str, Any] = {"effective_time": True, "gamma_one_prob": 0.5, "sigma_mode": "linear"}
     found = {
-        "SPLAM improved": Options(mode="splam", **improved, **whole),
+        "SPLAM improved": Options(mode="splam", **IMPROVED, **whole),
         "SPLAM official": Options(mode="splam", init="torch", **whole),
         "LCM-fixed-w": Options(mode="lcm_fixed_w", **whole),
     }
-    if one := size.adapter:
-        recipe: dict[str, Any] = {
-            "steps": one.train_steps,
-            "batch_size": one.batch,
-            "rank": one.rank,
-            "learning_rate": one.learning_rate,
-        }
-        found[ADAPTER] = Options(mode="splam_lora", **improved, **recipe, **shared)
+    if size.adapter:
+        found[ADAPTER] = size.adapter.options(seed, guidance, size.precision)
     return found
 
 
@@ -148,9 +164,18 @@ def distil_arms(pipe: Any, size: Size, seed: int, *, guidance: float) -> dict[st
     return made
 
 
+def distil_mild(pipe: Any, recipe: Adapter, seed: int, *, guidance: float, precision: Arithmetic) -> dict[str, Any]:
+    """The pipeline of the LoRA with a guidance of its own, under the name that it has before `Bench.named`."""
+    data = gathered(pipe, "scenes", count=recipe.pictures, seed=seed)
+    return {ADAPTER: distil_pipeline(pipe, recipe.options(seed, guidance, precision), cached=data).pipeline()}
+
+
 @dataclass(frozen=True)
 class Bench:
-    """One seed's captions with their scenes, start noise, and the teacher's latents of 50 steps."""
+    """One seed's captions with their scenes, start noise, and the teacher's latents of 50 steps.
+
+    `names` are those by which arms are reported, where they are not their own.
+    """
 
     pipe: Any
     scenes: tuple[Any, ...]
@@ -159,9 +184,12 @@ class Bench:
     seed: int
     reference: Float[Tensor, "count channels h w"]
     precision: Arithmetic = "float32"
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, pipe: Any, size: Size, seed: int, *, guidance: float) -> Bench:
+    def make(
+        cls, pipe: Any, size: Size, seed: int, *, guidance: float, names: Mapping[str, str] | None = None
+    ) -> Bench:
         """Held-out scenes of one and two objects, and the reference."""
         from mezzotint.worlds.scenes.captions import caption
         from mezzotint.worlds.scenes.sampling import sample
@@ -169,8 +197,12 @@ class Bench:
         scenes = sample(size.prompts, seed=seed, split="test", objects=(1, 2))
         prompts = tuple(caption(scene, "plain", seed=k).text for k, scene in enumerate(scenes))
         empty = torch.empty(0, *fresh_noise(pipe, 1, seed=seed)[0].shape[1:])
-        bench = cls(pipe, tuple(scenes), prompts, guidance, seed, empty, size.precision)
+        bench = cls(pipe, tuple(scenes), prompts, guidance, seed, empty, size.precision, names or {})
         return replace(bench, reference=bench.solver("teacher DDIM", REFERENCE_STEPS))
+
+    def named(self, arm: str) -> str:
+        """The name by which an arm is reported."""
+        return self.names.get(arm, arm)
 
     def solver(self, name: str, steps: int) -> Float[Tensor, "count channels h w"]:
         """Latents of the teacher with one of its solvers; time steps trail, so that the first one is pure noise."""
@@ -222,23 +254,27 @@ def measure_pipeline(trial: Any, benches: Sequence[Bench], arms: Sequence[Mappin
         benches: one a seed.
         arms: the distilled pipelines by name, one mapping a seed.
         size: how much is run.
+
+    Benches with names of their own add arms to rows that are there already; their time, the same, is not taken again.
     """
     judge = Judge()
     for steps in size.steps:
         made = [_latents(bench, found, steps) for bench, found in zip(benches, arms, strict=True)]
         where: dict[str, Any] = {"at": steps, "axis": "steps"}
         gaps = [
-            {arm: rmse(z, bench.reference).tolist() for arm, z in one.items() if arm != REFERENCE}
+            {arm: rmse(z, bench.reference).tolist() for arm, z in one.items() if arm != bench.named(REFERENCE)}
             for bench, one in zip(benches, made, strict=True)
         ]
-        trial.measure(RMSE, _table(gaps), direction="lower", note="latents from the same start noise", **where)
+        trial.measure(RMSE, _table(gaps), direction="lower", note=_SAME, **where)
         _judged(trial, judge, benches, made, size=size, where=where)
-    _measure_speed(trial, benches[0], arms[0])
+    if not benches[0].names:
+        _measure_speed(trial, benches[0], arms[0])
 
 
 def _latents(bench: Bench, found: Mapping[str, Any], steps: int) -> dict[str, Tensor]:
     students = {arm: bench.student(pipe, steps) for arm, pipe in found.items()}
-    return students | {name: bench.solver(name, steps) for name in SOLVERS} | {REFERENCE: bench.reference}
+    made = students | {name: bench.solver(name, steps) for name in SOLVERS} | {REFERENCE: bench.reference}
+    return {bench.named(arm): z for arm, z in made.items()}
 
 
 class Judge:
@@ -276,8 +312,8 @@ def _judged(
     if size.draws:
         renders = [judge.real(bench) for bench in benches]
         _distances(trial, FRECHET, features, renders, note="to renders of the scenes", draws=size.draws, where=where)
-        taught = [one.pop(REFERENCE) for one in features]
-        told = "to the teacher's own pictures of 50 steps: what is learnt"
+        taught = [one.pop(bench.named(REFERENCE)) for bench, one in zip(benches, features, strict=True)]
+        told = "to the teacher's own pictures of 50 steps with the same guidance: what is learnt"
         _distances(trial, TO_TEACHER, features, taught, note=told, draws=size.draws, where=where)
 
 
@@ -301,6 +337,7 @@ def _distances(
     trial.measure(metric, _table(values), direction="lower", draws=pooled, note=note, **where)
 
 
+_SAME = "latents from the same start noise, the teacher with the same guidance"
 _NOTE = "every object of the prompt found in shape and colour by the scene parser"
 
 

@@ -18,10 +18,13 @@ ARMS: tuple[tuple[str, Kind, str], ...] = (
     ),
     ("SPLAM official", "method", "as the authors' script: embedding, quadrature, gamma uniform"),
     (embedded.ADAPTER, "method", "as SPLAM improved, but a LoRA by the recipe of the zoo's, 500 steps"),
+    (embedded.MILD[embedded.ADAPTER], "method", "the same with guidance 3 instead of 4.5 baked in, 1,000 steps"),
     (embedded.SHIPPED, "method", "the LoRA of the zoo, 1,000 steps; in the quick budget alone"),
     ("LCM-fixed-w", "baseline", "gamma = 1 throughout, everything else equal: the ablation of the idea"),
     ("teacher DDIM", "baseline", "the teacher's ODE in as many steps, with guidance: two network calls a step"),
     ("teacher DPM-Solver++", "baseline", "second-order multistep solver, with guidance: two network calls a step"),
+    (embedded.MILD["teacher DDIM"], "baseline", "the same with guidance 3"),
+    (embedded.MILD["teacher DPM-Solver++"], "baseline", "the same with guidance 3"),
     ("linear noise, gamma one", "ablation", "embedding, with the linear noise and half of the draws at gamma 1"),
     ("gamma zero", "ablation", "gamma = 0 throughout: the jump itself is never learnt"),
     ("no drift factor", "ablation", "r = 1 on the sub-path"),
@@ -30,6 +33,7 @@ ARMS: tuple[tuple[str, Kind, str], ...] = (
     ("10 points", "ablation", "jumps of 100 training timesteps"),
     ("100 points", "ablation", "jumps of 10 training timesteps"),
     ("teacher, 50 steps", "oracle", "what is distilled"),
+    (embedded.MILD["teacher, 50 steps"], "oracle", "what the LoRA of guidance 3 is distilled from"),
 )
 
 
@@ -76,6 +80,12 @@ def _pipeline(trial: Experiment, pipe: Any, seeds: Sequence[int], *, guidance: f
     benches = [embedded.Bench.make(pipe, size, seed, guidance=scale) for seed in seeds]
     arms = [embedded.distil_arms(pipe, size, seed, guidance=scale) for seed in seeds]
     embedded.measure_pipeline(trial, benches, arms, size)
+    if (recipe := size.mild) and recipe.guidance is not None:
+        trial.note(f"Mild guidance is {recipe.guidance}.")
+        given: dict[str, Any] = {"guidance": recipe.guidance}
+        own = [embedded.distil_mild(pipe, recipe, seed, precision=size.precision, **given) for seed in seeds]
+        mild = [embedded.Bench.make(pipe, size, seed, names=embedded.MILD, **given) for seed in seeds]
+        embedded.measure_pipeline(trial, mild, own, size)
     _pipeline_claims(trial, size)
 
 
@@ -96,14 +106,16 @@ def _shipped(trial: Experiment, seeds: Sequence[int], size: embedded.Size) -> No
 
 
 def _pipeline_claims(trial: Experiment, size: embedded.Size) -> None:
-    place, solvers = "4 steps", ("teacher DDIM", "teacher DPM-Solver++")
+    place = "4 steps"
     for arm in _learnt(size):
-        text = f"{arm}: four calls give more right pictures than four teacher steps of two calls"
-        trial.claim(text, embedded.RIGHT, arm, over=solvers, condition=place)
-        text = f"{arm}: four calls are nearer to real pictures than four teacher steps of two calls"
-        trial.claim(text, embedded.FRECHET, arm, over=solvers, condition=place)
-        text = f"{arm}: four calls are nearer to the teacher's 50 steps than four teacher steps of two calls"
-        trial.claim(text, embedded.TO_TEACHER, arm, over=solvers, condition=place)
+        for rivals, whose in _solvers(arm):
+            text = f"{arm}: four calls give more right pictures than four {whose} steps of two calls"
+            trial.claim(text, embedded.RIGHT, arm, over=rivals, condition=place)
+            text = f"{arm}: four calls are nearer to real pictures than four {whose} steps of two calls"
+            trial.claim(text, embedded.FRECHET, arm, over=rivals, condition=place)
+        rivals, whose = _solvers(arm)[-1]
+        text = f"{arm}: four calls are nearer to the teacher's 50 steps than four {whose} steps of two calls"
+        trial.claim(text, embedded.TO_TEACHER, arm, over=rivals, condition=place)
     for arm in ("SPLAM improved", "SPLAM official"):
         for steps in (n for n in size.steps if n in (2, 4)):
             text = f"{arm} is nearer to real pictures than LCM at equal cost ({steps} steps)"
@@ -119,9 +131,18 @@ def _pipeline_claims(trial: Experiment, size: embedded.Size) -> None:
         )
 
 
+def _solvers(arm: str) -> list[tuple[tuple[str, ...], str]]:
+    """What an arm is compared with: the teacher's solvers as it recommends them, then with the arm's own guidance."""
+    found = [(tuple(embedded.SOLVERS), "teacher")]
+    if arm == embedded.MILD[embedded.ADAPTER]:
+        found.append((tuple(embedded.MILD[name] for name in embedded.SOLVERS), "equally mild teacher"))
+    return found
+
+
 def _learnt(size: embedded.Size) -> tuple[str, ...]:
     adapter = (embedded.ADAPTER,) if size.adapter else ()
-    return ("SPLAM improved", "SPLAM official", "LCM-fixed-w", *adapter)
+    mild = (embedded.MILD[embedded.ADAPTER],) if size.mild else ()
+    return ("SPLAM improved", "SPLAM official", "LCM-fixed-w", *adapter, *mild)
 
 
 def _plane_claims(trial: Experiment) -> None:
@@ -142,15 +163,21 @@ def _settings(plane: analytic.Size) -> dict[str, object]:
 
 
 def _pipeline_settings(size: embedded.Size) -> dict[str, object]:
-    one = size.adapter
-    lora = (
-        one and f"rank {one.rank}, {one.train_steps} x {one.batch} of {one.pictures} pictures, rate {one.learning_rate}"
-    )
     return {
         "pipeline: distillation steps x batch": f"{size.train_steps} x {size.batch}",
         "pipeline: pictures": size.pictures,
-        "pipeline: LoRA": lora or "none",
+        "pipeline: LoRA": _told(size.adapter),
+        "pipeline: LoRA, mild guidance": _told(size.mild),
         "pipeline: held-out prompts a seed": size.prompts,
         "pipeline: learning rate": size.learning_rate,
         "pipeline: precision of training and sampling": size.precision,
     }
+
+
+def _told(one: embedded.Adapter | None) -> str:
+    if one is None:
+        return "none"
+    guided = "" if one.guidance is None else f", guidance {one.guidance:g}"
+    return (
+        f"rank {one.rank}, {one.train_steps} x {one.batch} of {one.pictures} pictures, rate {one.learning_rate}{guided}"
+    )
