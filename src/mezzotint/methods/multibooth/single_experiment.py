@@ -114,7 +114,7 @@ QUICK = Size(
     precision="bfloat16",
 )
 FULL = Size(
-    concepts=1,
+    concepts=3,
     shown=4,
     steps=200,
     batch=4,
@@ -124,7 +124,7 @@ FULL = Size(
     judge_views=40,
     precision="bfloat16",
 )
-"""With the part on several concepts about two hours of one core for three seeds."""
+"""With the part on several concepts about three hours of one core for three seeds."""
 
 
 @dataclass(frozen=True, eq=False)
