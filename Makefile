@@ -63,6 +63,7 @@ measure-speed: $(VENV)/.bench
 	$(RUN)/python benchmarks/runtime_table.py
 	$(RUN)/python benchmarks/speed.py --sd15
 	$(RUN)/python benchmarks/quantised_speed.py
+	$(RUN)/python benchmarks/arm_costs.py
 
 # What the environment holds now becomes what everyone gets.
 constraints: $(VENV)/.bench $(VENV)/.dev $(VENV)/.docs

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mezzotint.runtime import accelerate
+from mezzotint.runtime import accelerate, engine
 from mezzotint.runtime.examples import example_inputs
 from mezzotint.runtime.patching import casting, converted, limited_threads, replaced
 from tests.diffusion.conftest import tiny_dit, tiny_pixart, tiny_sd, tiny_sdxl
@@ -224,3 +224,26 @@ def test_compiling_keeps_the_results_and_leaves_no_trace(pipe):
         assert torch.equal(pipe.unet(**inputs)[0], reference)
     assert any("compiling took" in reason for reason in report.reasons)
     assert pipe.unet._compiled_call_impl is None
+
+
+@pytest.mark.parametrize("gain", [2.0, 1.0])
+def test_the_decoder_has_a_choice_of_its_own(pipe, monkeypatch, gain):
+    monkeypatch.setattr(engine, "_fast_bfloat16", lambda _: True)
+    fast = {(True, "bfloat16"): 1 / gain}
+    monkeypatch.setattr(
+        engine, "_seconds", lambda module, inputs, choice: fast.get((module is pipe.vae.decoder, choice[0]), 1.0)
+    )
+    before, latents = bits(pipe.vae), torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        reference = pipe.vae.decode(latents).sample
+        with accelerate(pipe, calls=100, compiled=False) as report:
+            assert report.dtype == "float32"
+            assert pipe.unet.conv_in.weight.dtype == torch.float32
+            assert pipe.vae.decoder.conv_in.weight.dtype == (torch.bfloat16 if gain > 1 else torch.float32)
+            inside = pipe.vae.decode(latents).sample
+    assert ("decoder alone computes in bfloat16, 2.00 times" in str(report)) == (gain > 1)
+    assert inside.dtype == torch.float32
+    torch.testing.assert_close(inside, reference, atol=0.05, rtol=0.05)
+    assert torch.equal(inside, reference) == (gain == 1)
+    assert same(before, pipe.vae)
+    assert "forward" not in vars(pipe.vae.decoder)
