@@ -16,10 +16,13 @@ from mezzotint import files
 from mezzotint.evidence import Evidence
 
 DOCS = Path(__file__).parent
-SIDE, GAP, LEFT, TOP, FONT = 128, 6, 150, 46, 15
+SIDE, GAP, LEFT, TOP, FONT = 128, 6, 150, 62, 15
 ARMS: dict[str, tuple[str, ...]] = {
     "align_your_steps": ("AYS", "EDM", "LogSNR", "time-uniform", "many steps"),
-    "splam": ("SPLAM-LoRA improved", "SPLAM improved", "LCM-fixed-w", "teacher DDIM", "teacher, 50 steps"),
+    "splam": (
+        "SPLAM-LoRA improved, mild guidance", "SPLAM-LoRA improved", "SPLAM improved", "LCM-fixed-w", "teacher DDIM",
+        "teacher, 50 steps",
+    ),
     "q_dit": ("full precision", "Q-DiT", "RTN-g", "GPTQ-row", "RTN-D", "RTN-T"),
     "binding": ("stock", "FCA", "DisCLIP", "FCA + DisCLIP", "Attend-and-Excite", "SynGen"),
     "multibooth": (
