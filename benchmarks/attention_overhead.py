@@ -26,6 +26,11 @@ from torch import Tensor, nn
 
 from mezzotint.attention import LogitMask, install
 from mezzotint.files import write_json
+from mezzotint.methods.binding.fca import FocusedAttention
+from mezzotint.methods.binding.masks import link
+from mezzotint.methods.binding.options import Options
+from mezzotint.methods.binding.report import BindingReport
+from mezzotint.methods.binding.words import Binding
 
 LAYERS = ((4096, 320), (1024, 640), (256, 1280), (64, 1280))
 TEXT, TEXT_WIDTH, HEADS = 77, 768, 8
@@ -124,7 +129,10 @@ def layers(dtype: torch.dtype, rounds: int, chosen: Sequence[int]) -> Iterator[R
 
 
 def whole_unet(dtype: torch.dtype, rounds: int) -> Iterator[Row]:
-    """One guided pass of a U-Net of Stable Diffusion 1.5's shape, a mask on every attention layer, cross and self."""
+    """One guided pass of a U-Net of SD 1.5's shape: with a mask on every attention layer, and with focused attention.
+
+    Focused cross-attention (arXiv 2404.13766) binds three attributes, in its dearest form: masks anew at every layer.
+    """
     model = UNet2DConditionModel(sample_size=64, cross_attention_dim=TEXT_WIDTH).to(dtype).requires_grad_(False)
     latent, text = torch.randn(2, 4, 64, 64, dtype=dtype), torch.randn(2, TEXT, TEXT_WIDTH, dtype=dtype)
     sizes = {(tokens, keys) for tokens, _ in LAYERS for keys in (tokens, TEXT)}
@@ -132,6 +140,9 @@ def whole_unet(dtype: torch.dtype, rounds: int) -> Iterator[Row]:
     mask = LogitMask(lambda call, query, key: masks[query.shape[2], key.shape[2]])  # noqa: ARG005
     what = f"U-Net of SD 1.5 {str(dtype)[6:]}"
     arms = arms_of(model, mask, lambda query, key: masks[query.shape[2], key.shape[2]])
+    links = link([[word + 1] for word in range(6)], [Binding(0, 1), Binding(2, 3), Binding(4, 5)])
+    focused = FocusedAttention(links, Options(mode="online"), BindingReport("online", 0.6, ()))
+    arms["FCA online"] = lambda: install(model, *focused.edits())
     yield from measure(what, lambda: model(latent, 500, text), arms, rounds)
 
 

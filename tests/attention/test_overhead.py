@@ -55,3 +55,4 @@ def test_a_mask_on_every_layer_of_a_network_stays_within_its_budget() -> None:
         found = {row.arm: row.ratio for row in whole_unet(torch.bfloat16, 3)}
     assert found["installed"] < 1.03
     assert found["mask"] < 1.10
+    assert found["FCA online"] < 1.10
