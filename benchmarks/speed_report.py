@@ -172,7 +172,8 @@ def _on_the_cards() -> str:
     teachers, four, two = (f"{100 * value:.1f} %" for value in right)
     return (
         f"The cards tell more: of {count} prompts the teacher draws {teachers} rightly, the shipped student {four} in "
-        f"four calls and {two} in two."
+        f"four calls and {two} in two: {100 * (right[0] - right[1]):.1f} and {100 * (right[0] - right[2]):.1f} points "
+        f'behind. A "met" above by an arm more than {100 * WITHIN:g} points behind there does not hold.'
     )
 
 
