@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 
 import mezzotint
@@ -128,7 +129,9 @@ class Stock:
         prompts = ["a red cube"] * batch
         self.draw(prompts)
         eager = _seconds(lambda: self.draw(prompts))
-        self.pipe.unet.compile(options={"freezing": True})
+        # As TORCHINDUCTOR_FREEZING=1 does: as an option of `compile`, freezing has no effect.
+        torch._inductor.config.freezing = True
+        self.pipe.unet.compile(options={"cpp.enable_concat_linear": True})
         self.draw(prompts)
         if _seconds(lambda: self.draw(prompts)) < eager:
             self.engine = "compiled bfloat16, channels last"

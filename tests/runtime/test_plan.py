@@ -27,10 +27,15 @@ def test_a_few_percent_are_not_worth_other_numbers():
     assert "would gain a factor of 1.05 only" in kept.reasons[0]
 
 
+def test_fewer_threads_must_be_worth_it():
+    assert decide({FP32: 3.0, BF16: 1.05, ("bfloat16", 1): 1.0}).threads == 2
+    assert decide({FP32: 3.0, BF16: 1.20, ("bfloat16", 1): 1.0}).threads == 1
+
+
 def test_compiling_must_pay_back():
-    # 10 + 0.08 x 700 = 66 s of compiling; bf16 saves 1.1 x (1 - 1/1.6) = 0.41 s a call, margin 1.5: 240 calls.
-    assert not decide({FP32: 3.0, BF16: 1.1}, calls=230).compiled
-    assert decide({FP32: 3.0, BF16: 1.1}, calls=250).compiled
+    # 10 + 0.08 x 700 = 66 s of compiling; it saves 1.1 x (1 - 1/1.15) = 0.143 s a call, margin 1.5: 690 calls.
+    assert not decide({FP32: 3.0, BF16: 1.1}, calls=680).compiled
+    assert decide({FP32: 3.0, BF16: 1.1}, calls=700).compiled
     assert not decide({FP32: 3.0, BF16: 1.1}, calls=10_000, compiler=False).compiled
     assert "no C++ compiler" in decide({FP32: 3.0}, compiler=False).reasons[1]
 

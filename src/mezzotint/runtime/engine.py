@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from mezzotint.runtime import compiling
 from mezzotint.runtime.environment import environment
 from mezzotint.runtime.examples import example_inputs, network_of
 from mezzotint.runtime.patching import casting, convert, converted, limited_threads, networks
@@ -25,8 +27,12 @@ Precision = Literal["auto", "keep", "float32", "bfloat16", "float16"]
 
 # Measuring takes a handful of calls; a shorter run than this would not earn them back.
 CALLS_WORTH_MEASURING = 20
+# The part of a run that an engine is timed for.
+MEASURING = 0.01
 # Side of the latents that the decoder is measured with: larger ones take their time in the same proportion.
 DECODED_SIDE = 32
+# Seconds of an eager call below which Python's share of a compiled one shows.
+LAUNCHES_COUNT = 0.1
 
 
 @contextmanager
@@ -125,12 +131,36 @@ def _decide(
     if calls < CALLS_WORTH_MEASURING and not compiled:
         reason = f"{calls} calls are too few to earn back measuring: {'as asked' if asked else 'nothing changed'}"
         return Plan(*present, False, 0.0, (reason,)), {}
-    measured = {choice: _seconds(network, inputs, choice) for choice in candidates}
-    modules = sum(1 for _ in network.modules())
-    decision = plan(
-        measured, present=present, calls=calls, modules=modules, compiler=facts.compiler is not None, compiled=compiled
-    )
+    timed = MEASURING * calls * _once(network, inputs)
+    measured = {choice: _seconds(network, inputs, choice, timed) for choice in candidates}
+    short = [choice for choice, value in measured.items() if value < LAUNCHES_COUNT]
+    asking: dict[str, Any] = {"calls": calls, "modules": sum(1 for _ in network.modules()), "compiler": facts.compiler is not None}
+    predicted: dict[Choice, float] = dict.fromkeys(short, 1e-9)
+    # Worth a closer look where compiling would pay if it left calls no time at all.
+    if plan(measured, present=present, compiled=compiled, predicted=predicted, **asking).compiled:
+        predicted = {choice: _marginal(network, inputs, choice, timed) for choice in short}
+    else:
+        predicted = {}
+    decision = plan(measured, present=present, compiled=compiled, predicted=predicted, **asking)
     return decision, {f"eager {dtype}, {count} thread(s)": value for (dtype, count), value in measured.items()}
+
+
+def _marginal(network: nn.Module, inputs: Mapping[str, Any], choice: Choice, timed: float) -> float:
+    """Seconds that a call's rows take in a batch of four times as many: what is left without launching kernels.
+
+    That is what compiling removes from short calls, and it may hide how much faster another dtype computes.
+    """
+    _, sample = next(iter(inputs.items()))
+    more = {k: _fourfold(value, len(sample)) for k, value in inputs.items()}
+    many, one = (_seconds(network, given, choice, timed) for given in (more, inputs))
+    return min(max((many - one) / 3, 0.1 * one), one)
+
+
+def _fourfold(value: Any, rows: int) -> Any:
+    def repeat(leaf: Any) -> Any:
+        return torch.cat([leaf] * 4) if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == rows else leaf
+
+    return tree_map(repeat, value)
 
 
 def _candidates(network: nn.Module, present: Choice, precision: Precision, threads: int | None) -> list[Choice]:
@@ -156,19 +186,19 @@ def _fast_bfloat16(network: nn.Module) -> bool:
     return environment().native_bfloat16
 
 
-def _seconds(network: nn.Module, inputs: Mapping[str, Any], choice: Choice) -> float:
+def _seconds(network: nn.Module, inputs: Mapping[str, Any], choice: Choice, timed: float = 0.3) -> float:
     with ExitStack() as stack:
         _use(stack, network, *choice)
-        return _time(network, inputs)
+        return _time(network, inputs, timed)
 
 
-def _time(network: nn.Module, inputs: Mapping[str, Any]) -> float:
-    """Seconds of a call after one to warm up: the least of five, for other work on the machine only ever adds.
+def _time(network: nn.Module, inputs: Mapping[str, Any], timed: float) -> float:
+    """Seconds of a call after one to warm up: the least of some, for other work on the machine only ever adds.
 
-    One call is enough of a slow network.
+    One call is enough of a slow network; of a fast one there are many, for others' work comes in waves.
     """
     first = _once(network, inputs)
-    return min(_once(network, inputs) for _ in range(1 if first > 0.5 else 5))
+    return min(_once(network, inputs) for _ in range(min(40, max(1, int(timed / first)))))
 
 
 def _once(network: nn.Module, inputs: Mapping[str, Any]) -> float:
@@ -203,8 +233,8 @@ def _enter(stack: ExitStack, pipe: Any, network: nn.Module, *, decision: Plan, r
         stack.enter_context(casting(decoder))
         report.reasons.append(f"the decoder computes in {decision.dtype}, channels last, too")
     if decision.compiled:
-        stack.callback(_uncompile, network)
-        network.compile(options={"freezing": True} if _device(network).type == "cpu" else None)
+        eager = report.seconds.get(_engine("eager", report), 1.0)
+        stack.enter_context(compiling.compiled(network, launches=eager < LAUNCHES_COUNT))
         report.compiled = True
 
 
@@ -230,14 +260,18 @@ def _decoder(pipe: Any) -> nn.Module | None:
     return getattr(getattr(pipe, "vae", None), "decoder", None)
 
 
+def _engine(kind: str, report: Report) -> str:
+    return f"{kind} {report.dtype}, {report.threads} thread(s)"
+
+
 def _verify(network: nn.Module, inputs: Mapping[str, Any], report: Report, reference: Tensor) -> None:
     """Fill in the measured difference; a compiled network that is slower than its eager self is given up."""
     if report.compiled:
         start = time.perf_counter()
         output = _call(network, inputs)[0]
-        eager = report.seconds[f"eager {report.dtype}, {report.threads} thread(s)"]
-        took, fast = time.perf_counter() - start, _time(network, inputs)
-        report.seconds[f"compiled {report.dtype}, {report.threads} thread(s)"] = fast
+        eager = report.seconds[_engine("eager", report)]
+        took, fast = time.perf_counter() - start, _time(network, inputs, 0.3)
+        report.seconds[_engine("compiled", report)] = fast
         report.reasons.append(f"compiling took {took:.0f} s; a call is {eager / fast:.2f} times as fast as eager")
         if fast > eager:
             _uncompile(network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -11,9 +12,9 @@ __all__ = ["Choice", "Plan", "Report", "plan"]
 Choice: TypeAlias = tuple[str, int]
 """An eager engine: (dtype name, threads)."""
 
-# Speed-up of torch.compile with frozen weights over the same dtype eager: the lower ends of what SD 1.5 and DiT-XL/2
-# sized networks gave on a processor with AMX (`make bench-speed` measures a machine); not calibrated for each one.
-SPEEDUP = {"bfloat16": 1.6, "float16": 1.3, "float32": 1.15}
+# Speed-up of torch.compile with frozen weights over the same engine eager where nothing better is known, rounded down:
+# 1.2 (bfloat16) and 1.2 (float32) for SD 1.5's U-Net, 1.2 and 1.1 for half of DiT-XL/2, without matrix units.
+SPEEDUP = 1.15
 # Compiling such a network takes 45 to 90 seconds of a free core; they have 700 to 1100 modules.
 SECONDS_A_MODULE = 0.08
 SECONDS_TO_START = 10.0
@@ -73,7 +74,14 @@ class Report:
 
 
 def plan(
-    seconds: Mapping[Choice, float], *, present: Choice, calls: int, modules: int, compiler: bool, compiled: bool | None
+    seconds: Mapping[Choice, float],
+    *,
+    present: Choice,
+    calls: int,
+    modules: int,
+    compiler: bool,
+    compiled: bool | None,
+    predicted: Mapping[Choice, float] | None = None,
 ) -> Plan:
     """Choose an engine.
 
@@ -84,6 +92,7 @@ def plan(
         modules: number of modules of the network, which predicts the time to compile it.
         compiler: whether torch.compile can work here.
         compiled: True or False to insist, None to decide by predicted payback.
+        predicted: seconds a call of candidates once compiled, where they are known better than by `SPEEDUP`.
 
     Raises:
         ValueError: if the present state was not measured, or compiling is demanded without a compiler.
@@ -92,16 +101,21 @@ def plan(
         raise ValueError(f"the present state {present} must be among the measured {list(seconds)}")
     if compiled and not compiler:
         raise ValueError("compiling needs a C++ compiler and Python's headers; install them or leave compiled=None")
-    fastest = min(seconds, key=lambda choice: seconds[choice])
-    best = fastest if seconds[fastest] * WORTH < seconds[present] else present
-    reasons = [_why(best, fastest, present, seconds)]
+    fast = {k: value / SPEEDUP for k, value in seconds.items()} | dict(predicted or {})
     # What is saved by compiling, and what it costs, both in seconds.
-    gain = calls * seconds[best] * (1 - 1 / SPEEDUP.get(best[0], 1.0))
     cost = SECONDS_TO_START + SECONDS_A_MODULE * modules
-    use = compiler and gain > MARGIN * cost if compiled is None else compiled
-    reasons.append(_why_compile(use=use, demanded=compiled is not None, compiler=compiler, gain=gain, cost=cost))
-    saving = calls * (seconds[present] - seconds[best]) + (gain - cost if use else 0.0)
-    return Plan(best[0], best[1], use, saving, tuple(reasons))
+    gains = {k: calls * (value - fast[k]) for k, value in seconds.items()}
+    use = {k: compiler and gain > MARGIN * cost if compiled is None else compiled for k, gain in gains.items()}
+    call = {k: fast[k] if use[k] else value for k, value in seconds.items()}
+    fastest = min(call, key=lambda choice: call[choice])
+    # Other work on the machine disturbs threads that wait for each other: fewer of them must be worth it.
+    if call.get(same := (fastest[0], present[1]), math.inf) <= call[fastest] * WORTH:
+        fastest = same
+    best = fastest if call[fastest] * WORTH < call[present] else present
+    whether = {"demanded": compiled is not None, "compiler": compiler, "gain": gains[best], "cost": cost}
+    reasons = (_why(best, fastest, present, call), _why_compile(use=use[best], **whether))
+    saving = calls * (seconds[present] - call[best]) - (cost if use[best] else 0.0)
+    return Plan(best[0], best[1], use[best], saving, reasons)
 
 
 def _why(best: Choice, fastest: Choice, present: Choice, seconds: Mapping[Choice, float]) -> str:
