@@ -61,6 +61,7 @@ bench-speed:
 
 measure-speed: $(VENV)/.bench
 	$(RUN)/python benchmarks/runtime_table.py
+	$(RUN)/python benchmarks/speed_accuracy.py
 	$(RUN)/python benchmarks/speed.py --sd15
 	$(RUN)/python benchmarks/quantised_speed.py
 	$(RUN)/python benchmarks/arm_costs.py

@@ -213,6 +213,9 @@ def measured(options: Mapping[str, Any]) -> dict[str, Any]:
             part = texts if keep else texts[: batch * options["rounds"]]
             time_arms(names, options, part, arms, batch=batch, keep=keep)
         floor = judge(arms, scenes, Path(folder))
+    counted = read_json(options["accuracy"]) if Path(options["accuracy"]).is_file() else {"arms": {}, "prompts": None}
+    for name in counted["arms"].keys() & arms.keys():
+        arms[name]["many"] = counted["arms"][name]
     key = str(largest)
     timed = {name: arm for name, arm in arms.items() if "accuracy" in arm}
     points = {name: (summary(arm["seconds"][key])["median"], arm["accuracy"]) for name, arm in timed.items()}
@@ -226,6 +229,7 @@ def measured(options: Mapping[str, Any]) -> dict[str, Any]:
         "floor": floor,
         "load": [load, os.getloadavg()[0]],
         "pictures": count,
+        "prompts": counted["prompts"],
     }
     if options["schedule"]:
         results["schedule"] = str(read_json(options["schedule"])["name"])
@@ -241,6 +245,7 @@ def parsed(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--arms", nargs="+", choices=tuple(TITLES), default=tuple(TITLES))
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 16))
     parser.add_argument("--pictures", type=int, default=128, help="captions that quality is measured on")
+    parser.add_argument("--accuracy", default=str(RESULTS / "speed_accuracy.json"), help="of speed_accuracy.py")
     parser.add_argument("--rounds", type=int, default=7, help="turns at the smaller batches")
     parser.add_argument("--run", type=int, default=10_000, help="length of the run that engines are chosen for")
     parser.add_argument("--threads", type=int, help="CPU threads; else all, and runtime may take fewer")

@@ -134,7 +134,7 @@ class Stock:
         self.pipe.unet.compile(options={"cpp.enable_concat_linear": True})
         self.draw(prompts)
         if _seconds(lambda: self.draw(prompts)) < eager:
-            self.engine = "compiled bfloat16, channels last"
+            self.engine = "compiled bfloat16, weights frozen, channels last"
         else:
             self.pipe.unet._compiled_call_impl = None
 
@@ -190,20 +190,20 @@ class Fast:
     Args:
         options: of the run.
         steps: of sampling.
-        student: sample the distilled model, without guidance.
+        distilled: sample the distilled model, without guidance.
         schedule: path of an Align-Your-Steps schedule.
     """
 
     ours = True
 
     def __init__(
-        self, options: Mapping[str, Any], *, steps: int, student: bool = False, schedule: str | None = None
+        self, options: Mapping[str, Any], *, steps: int, distilled: bool = False, schedule: str | None = None
     ) -> None:
         self.options, self.steps = options, steps
         self.schedule, self.running = ExitStack(), ExitStack()
         self.engine = ""
-        if student:
-            self.pipe, self.scale = _student(options), 1.0
+        if distilled:
+            self.pipe, self.scale = student(options), 1.0
         else:
             self.pipe = pipeline(options)
             self.scale = guidance(self.pipe)
@@ -251,11 +251,11 @@ def make(name: str, options: Mapping[str, Any]) -> Any:
         "openvino": lambda: OpenVino(options, **fast),
         "ays": lambda: Fast(options, steps=STEPS[name], schedule=options.get("schedule")),
     }
-    builders |= {key: lambda n=n: Fast(options, steps=n, student=True) for key, n in STUDENTS.items()}
+    builders |= {key: lambda n=n: Fast(options, steps=n, distilled=True) for key, n in STUDENTS.items()}
     return builders[name]()
 
 
-def _student(options: Mapping[str, Any]) -> Any:
+def student(options: Mapping[str, Any]) -> Any:
     """The distilled pipeline: a folder of its own, or a LoRA fused into the teacher; with an LCM scheduler."""
     from diffusers import LCMScheduler
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
-
-from mezzotint.files import read_json
-from mezzotint.loading import zoo_path
 
 Point = tuple[float, float]
 TARGETS = (("newcomer", 25.0), ("tuned", 6.0))
@@ -78,7 +76,8 @@ def verdicts(arms: Mapping[str, Mapping[str, Any]], batch: str) -> list[dict[str
     """The targets, each with the fastest arm of ours that is within reach of the teacher; none when none is.
 
     Args:
-        arms: name -> {"ours", "accuracy", "seconds": {batch: one a round}}.
+        arms: name -> {"ours", "accuracy", "seconds": {batch: one a round}}, and "many": {"behind": {"mean"}} where
+            accuracy over the teacher's is known from more prompts.
         batch: which batch size.
     """
     found = []
@@ -96,13 +95,21 @@ def verdicts(arms: Mapping[str, Mapping[str, Any]], batch: str) -> list[dict[str
 
 def _within_reach(arms: Mapping[str, Mapping[str, Any]], batch: str) -> list[str]:
     teacher = arms.get("teacher", {}).get("accuracy")
-    if teacher is None:
-        return []
     return [
         name
         for name, arm in arms.items()
-        if arm.get("ours") and batch in arm.get("seconds", {}) and arm.get("accuracy", -1) >= teacher - WITHIN
+        if arm.get("ours") and batch in arm.get("seconds", {}) and _points_over(arm, teacher) >= -WITHIN
     ]
+
+
+def _points_over(arm: Mapping[str, Any], teacher: float | None) -> float:
+    """Accuracy over the teacher's: on many prompts where they were drawn, else on the captions of the timing."""
+    if "many" in arm:
+        return float(arm["many"]["behind"]["mean"])
+    if teacher is None or "accuracy" not in arm:
+        return -math.inf
+    # A hair more, since 0.80 is not less than 0.82 - 0.02.
+    return float(arm["accuracy"] - teacher) + 1e-9
 
 
 def spread(values: Mapping[str, float], scale: float = 1.0) -> str:
@@ -155,26 +162,19 @@ def _targets(results: Mapping[str, Any]) -> list[str]:
         lines.append([f"at least {row['wanted']:g} times {base}, batch {row['batch']}", found])
     if not lines:
         return []
-    note = (
-        f"Only arms whose accuracy is at most {100 * WITHIN:g} points behind the 50-step teacher's count, by the point "
-        f"estimate: the intervals are wide. {_on_the_cards()}"
+    prompts = results.get("prompts")
+    drawn = (
+        f"on {prompts:,} held-out prompts of one and two objects, drawn from the same noise (speed_accuracy.py)"
+        if prompts
+        else f"on the {results['pictures']} captions below: the intervals are wide"
     )
+    note = f"Only arms whose accuracy is at most {100 * WITHIN:g} points behind the 50-step teacher's count, {drawn}."
+    if any("frozen" in cost["engine"] for cost in results["arms"].get("tuned", {}).get("costs", {}).values()):
+        note += (
+            " The tuned pipeline is compiled with its weights frozen, as ours: by inductor's global configuration, for "
+            "as an option of `torch.compile` freezing has no effect (torch 2.13)."
+        )
     return ["## Targets", table(["target", "found"], lines), note, *_speed_ups(results)]
-
-
-def _on_the_cards() -> str:
-    """What the cards of teacher and student say of many more prompts."""
-    teacher, student = (read_json(zoo_path(name) / "metrics.json") for name in ("scenes", "scenes-splam"))
-    rows = [[teacher["single"], teacher["pair"]]]
-    rows += [[student[f"{steps} steps, {objects}"] for objects in ("one object", "two objects")] for steps in (4, 2)]
-    right = [statistics.fmean(row["right"]["mean"] for row in pair) for pair in rows]
-    count = sum(teacher[key]["right"]["count"] for key in ("single", "pair"))
-    teachers, four, two = (f"{100 * value:.1f} %" for value in right)
-    return (
-        f"The cards tell more: of {count} prompts the teacher draws {teachers} rightly, the shipped student {four} in "
-        f"four calls and {two} in two: {100 * (right[0] - right[1]):.1f} and {100 * (right[0] - right[2]):.1f} points "
-        f'behind. A "met" above by an arm more than {100 * WITHIN:g} points behind there does not hold.'
-    )
 
 
 def _speed_ups(results: Mapping[str, Any]) -> list[str]:
@@ -182,7 +182,7 @@ def _speed_ups(results: Mapping[str, Any]) -> list[str]:
     arms = results["arms"]
     places = [(base, batch) for batch in results["batches"] for base, _ in TARGETS if "seconds" in arms.get(base, {})]
     rows = [
-        [arm["title"], *(_ratio(arms[base], arm, batch) for base, batch in places), _behind(arm)]
+        [arm["title"], *(_ratio(arms[base], arm, batch) for base, batch in places), _behind(arm.get("many", arm))]
         for arm in arms.values()
         if arm.get("ours") and "seconds" in arm
     ]

@@ -89,6 +89,21 @@ def test_only_arms_near_the_teacher_count(arms):
     assert verdicts(arms, "16")[0]["arm"] == "splam-4"
 
 
+def test_more_prompts_than_a_timing_draws_decide(arms):
+    arms["splam-1"]["many"] = {"behind": {"mean": -0.02, "low": -0.04, "high": 0.0}}
+    arms["splam-4"]["many"] = {"behind": {"mean": -0.021, "low": -0.04, "high": 0.0}}
+    assert verdicts(arms, "16")[0]["arm"] == "splam-1"
+    text = page(results(arms) | {"prompts": 1500}, "plot.svg")
+    assert "on 1,500 held-out prompts" in text
+    assert re.search(r"arm of 0.81 \|.*-2\.1 \(-4\.0 to \+0\.0\)", text)
+    arms["splam-1"]["many"]["behind"]["mean"] = -0.0201
+    assert verdicts(arms, "16")[0]["arm"] is None
+
+
+def test_a_page_without_them_says_so(arms):
+    assert "64 captions below" in page(results(arms), "plot.svg")
+
+
 @pytest.mark.parametrize("gone", ["teacher", "newcomer", "splam-4"])
 def test_without_a_measurement_there_is_no_verdict(arms, gone):
     del arms[gone]

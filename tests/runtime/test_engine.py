@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from mezzotint.diffusion import Sampler, fast_sampler
 from mezzotint.runtime import accelerate, engine
+from mezzotint.runtime.compiling import Unchanging
 from mezzotint.runtime.examples import example_inputs
 from mezzotint.runtime.patching import casting, converted, limited_threads, replaced
 from tests.diffusion.conftest import tiny_dit, tiny_pixart, tiny_sd, tiny_sdxl
@@ -220,8 +222,15 @@ def test_compiling_keeps_the_results_and_leaves_no_trace(pipe):
     with torch.no_grad():
         reference = pipe.unet(**inputs)[0]
         with accelerate(pipe, calls=50, precision="bfloat16", threads=1, compiled=True) as report:
-            torch.testing.assert_close(pipe.unet(**inputs)[0], reference, atol=0.05, rtol=0.05)
+            pipe.unet(**inputs)
+            with torch.profiler.profile() as profiled:
+                inside = pipe.unet(**inputs)[0]
+            torch.testing.assert_close(inside, reference, atol=0.05, rtol=0.05)
         assert torch.equal(pipe.unet(**inputs)[0], reference)
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        used = {event.key for event in profiled.key_averages()}
+        assert {"mkldnn::_linear_pointwise", "mkldnn::_convolution_pointwise"} <= used, "packed weights"
+        assert "aten::addmm" not in used
     assert any("compiling took" in reason for reason in report.reasons)
     assert pipe.unet._compiled_call_impl is None
 
@@ -231,7 +240,9 @@ def test_the_decoder_has_a_choice_of_its_own(pipe, monkeypatch, gain):
     monkeypatch.setattr(engine, "_fast_bfloat16", lambda _: True)
     fast = {(True, "bfloat16"): 1 / gain}
     monkeypatch.setattr(
-        engine, "_seconds", lambda module, inputs, choice, timed=0: fast.get((module is pipe.vae.decoder, choice[0]), 1.0)
+        engine,
+        "_seconds",
+        lambda module, inputs, choice, timed=0: fast.get((module is pipe.vae.decoder, choice[0]), 1.0),
     )
     before, latents = bits(pipe.vae), torch.randn(1, 4, 8, 8)
     with torch.no_grad():
@@ -247,3 +258,76 @@ def test_the_decoder_has_a_choice_of_its_own(pipe, monkeypatch, gain):
     assert torch.equal(inside, reference) == (gain == 1)
     assert same(before, pipe.vae)
     assert "forward" not in vars(pipe.vae.decoder)
+
+
+def test_a_network_that_something_is_done_to_is_not_called_blindly(pipe):
+    network = pipe.unet
+    look = Unchanging(network)
+    layer = network.mid_block.attentions[0].transformer_blocks[0].attn1
+    assert look()
+    with accelerate(pipe, calls=1, precision="bfloat16"):
+        assert look(), "the network's own forward casts, and nothing else"
+    hook = layer.register_forward_pre_hook(lambda *_: None)
+    assert not look()
+    hook.remove()
+    with replaced(layer, "forward", lambda method: method):
+        assert not look()
+
+    class Counting:
+        pass
+
+    with replaced(layer, "processor", lambda _: Counting()):
+        assert not look()
+        assert not Unchanging(network)()
+    assert look()
+    layer.to_q, linear = nn.Sequential(layer.to_q), layer.to_q
+    assert Unchanging(network)(), "containers of torch"
+    layer.to_q = type("Ours", (nn.Linear,), {"__module__": "ours"})(4, 4)
+    assert not Unchanging(network)()
+    layer.to_q = linear
+
+
+class Short(nn.Module):
+    """Where a call takes no time, launching it is all."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.rows = []
+
+    def forward(self, sample, text, scale):
+        assert len(text) == len(sample)
+        assert scale == 2
+        self.rows.append(len(sample))
+        return (self.layer(sample),)
+
+
+def test_only_calls_that_could_be_compiled_are_looked_at_closely():
+    given = {"sample": torch.randn(2, 3), "text": torch.randn(2, 4), "scale": 2}
+    for calls, rows in ((100, {2}), (10**8, {2, 8})):
+        network = Short()
+        decision, seconds = engine._decide(
+            network, given, calls=calls, precision="keep", compiled=None if calls > 100 else False, threads=1
+        )
+        assert set(network.rows) == rows
+        assert list(seconds) == ["eager float32, 1 thread(s)"]
+        assert decision.dtype == "float32"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:\\s*Dynamo detected a call:UserWarning")
+@pytest.mark.slow
+def test_compiled_sampling_meets_other_batches_and_other_networks(pipe):
+    other = tiny_sd()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in other.unet.parameters():
+            weight += 0.1 * weight.std(correction=0) * torch.randn(weight.shape, generator=generator)
+    prompts = ["a red cube", "a blue ball", "a red cube"]
+    eager = [Sampler(p, steps=3)(prompts[:count]) for p, count in ((pipe, 2), (pipe, 3), (other, 2), (pipe, 2))]
+    engine = {"pictures": 2, "batch_size": 2, "precision": "float32", "threads": 1, "compiled": True}
+    with fast_sampler(pipe, steps=3, **engine) as first, fast_sampler(other, steps=3, **engine) as second:
+        made = [first(prompts[:2]), first(prompts), second(prompts[:2]), first(prompts[:2])]
+    for ours, theirs in zip(made, eager, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(made[0], made[2], atol=1e-2)

@@ -79,24 +79,28 @@ class Condition:
         return _encoder(pipe) is _encode_sd
 
     @staticmethod
-    def alone(pipe: Any, prompts: Prompt) -> Condition:
+    def alone(pipe: Any, prompts: Prompt, *, device: torch.device | None = None) -> Condition:
         """Encode prompts without negative ones, each different one once: all that sampling without guidance needs.
 
         Args:
             pipe: as for `from_prompt`.
             prompts: one prompt or several.
+            device: of the pipeline where it is known; asking a pipeline takes a millisecond.
 
         Raises:
             ValueError: for no prompt, or a pipeline of an unknown layout.
         """
         texts = _listed(prompts)
         different = list(dict.fromkeys(texts))
+        device = pipe.device if device is None else device
         if different and Condition.independent(pipe):
             with torch.no_grad():
-                found = Condition(pipe.encode_prompt(different, pipe.device, 1, False)[0])
+                found = Condition(pipe.encode_prompt(different, device, 1, False)[0])
         else:
             found, _ = Condition.from_prompt(pipe, different)
-        return found[torch.tensor([different.index(text) for text in texts], device=pipe.device)]
+        if len(different) == len(texts):
+            return found
+        return found[torch.tensor([different.index(text) for text in texts], device=device)]
 
     @property
     def batch(self) -> int | None:

@@ -25,6 +25,7 @@ from mezzotint.diffusion.guidance import Composed, guided
 from mezzotint.diffusion.latents import decode, latent_shape
 from mezzotint.diffusion.rng import stream
 from mezzotint.runtime import Report, accelerate, steady
+from mezzotint.runtime.compiling import Unchanging, unguarded
 
 __all__ = ["Sampler", "fast_sampler"]
 
@@ -67,6 +68,13 @@ class Sampler:
         self.report: Report | None = None
         self._asked: dict[str, Any] = {"num_inference_steps": steps} if timesteps is None else {"timesteps": timesteps}
         self._uncond: Condition | None = None
+        self._device: torch.device | None = None
+        self._unchanging: Unchanging | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline computes."""
+        return self._device or self.pipe.device
 
     @property
     def embeds_guidance(self) -> bool:
@@ -99,7 +107,7 @@ class Sampler:
             return self._latents(prompts, seed=seed, first=first)
 
     def _latents(self, prompts: Sequence[Any], *, seed: int, first: int) -> Tensor:
-        device = self.pipe.device
+        device = self.device
         view, scheduler = self.conditioned(prompts), copy.deepcopy(self.pipe.scheduler)
         scheduler.set_timesteps(device=device, **self._asked)
         generators = [stream(seed, "sample", 0, first + k) for k in range(len(prompts))]
@@ -107,8 +115,10 @@ class Sampler:
         x = torch.stack(noise).to(device) * scheduler.init_noise_sigma
         draws = "generator" in inspect.signature(scheduler.step).parameters
         options: dict[str, Any] = {"generator": generators} if draws else {}
-        for t in scheduler.timesteps:
-            output = view.model_output(scheduler.scale_model_input(x, t), t)
+        same = self._unchanging is not None and self._unchanging()
+        for number, t in enumerate(scheduler.timesteps):
+            with unguarded() if same and number else nullcontext():
+                output = view.model_output(scheduler.scale_model_input(x, t), t)
             # Networks stored channels last return that layout; a compiled one would be compiled anew for it.
             x = scheduler.step(output, t, x, return_dict=False, **options)[0].contiguous()
         return x
@@ -122,19 +132,19 @@ class Sampler:
         if self.rows == 2:
             cond, uncond = self._both(list(prompts))
             return guided(self.denoiser, cond, uncond, self.scale)
-        cond = Condition.alone(self.pipe, list(prompts))
+        cond = Condition.alone(self.pipe, list(prompts), device=self.device)
         if self.embeds_guidance:
             weights = torch.full((len(prompts),), self.scale - 1)
             width = self.denoiser.model.config.time_cond_proj_dim
-            embedded = self.pipe.get_guidance_scale_embedding(weights, embedding_dim=width).to(self.pipe.device)
+            embedded = self.pipe.get_guidance_scale_embedding(weights, embedding_dim=width).to(self.device)
             cond = dataclasses.replace(cond, timestep_cond=embedded)
         return guided(self.denoiser, cond, None, 1.0)
 
     def _both(self, prompts: Prompt) -> tuple[Condition, Condition]:
         if not Condition.independent(self.pipe):
             return Condition.from_prompt(self.pipe, prompts, self.negative)
-        self._uncond = self._uncond or Condition.alone(self.pipe, self.negative)
-        return Condition.alone(self.pipe, prompts), self._uncond
+        self._uncond = self._uncond or Condition.alone(self.pipe, self.negative, device=self.device)
+        return Condition.alone(self.pipe, prompts, device=self.device), self._uncond
 
 
 @contextmanager
@@ -171,7 +181,9 @@ def fast_sampler(
     example = _example(sampler, batch_size)
     engine: dict[str, Any] = {"precision": precision, "compiled": compiled, "threads": threads, "restore": restore}
     with accelerate(pipe, calls=calls, batch=batch_size * sampler.rows, example=example, **engine) as report:
-        sampler.report = report
+        # An engine stays where it was made, and looking for it takes a pipeline a millisecond.
+        sampler.report, sampler._device = report, pipe.device
+        sampler._unchanging = Unchanging(sampler.denoiser.model) if report.compiled else None
         yield sampler
 
 

@@ -134,7 +134,11 @@ def _decide(
     timed = MEASURING * calls * _once(network, inputs)
     measured = {choice: _seconds(network, inputs, choice, timed) for choice in candidates}
     short = [choice for choice, value in measured.items() if value < LAUNCHES_COUNT]
-    asking: dict[str, Any] = {"calls": calls, "modules": sum(1 for _ in network.modules()), "compiler": facts.compiler is not None}
+    asking: dict[str, Any] = {
+        "calls": calls,
+        "modules": sum(1 for _ in network.modules()),
+        "compiler": facts.compiler is not None,
+    }
     predicted: dict[Choice, float] = dict.fromkeys(short, 1e-9)
     # Worth a closer look where compiling would pay if it left calls no time at all.
     if plan(measured, present=present, compiled=compiled, predicted=predicted, **asking).compiled:
