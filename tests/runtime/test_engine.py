@@ -1,13 +1,14 @@
 """Accelerating changes the engine, says so, and leaves no trace."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from torch import nn
 
 from mezzotint.diffusion import Sampler, fast_sampler
-from mezzotint.runtime import accelerate, engine
+from mezzotint.runtime import accelerate, engine, environment
 from mezzotint.runtime.compiling import Unchanging
 from mezzotint.runtime.examples import example_inputs
 from mezzotint.runtime.patching import casting, converted, limited_threads, replaced
@@ -312,6 +313,16 @@ def test_only_calls_that_could_be_compiled_are_looked_at_closely():
         assert set(network.rows) == rows
         assert list(seconds) == ["eager float32, 1 thread(s)"]
         assert decision.dtype == "float32"
+
+
+def test_matrix_units_make_compiling_pay_sooner(monkeypatch):
+    facts = dataclasses.replace(environment(), native_bfloat16=True, compiler="a compiler", isa=())
+    monkeypatch.setattr(engine, "_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(engine, "_once", lambda *_: 1.0)
+    for isa, calls, compiles in (((), 100, False), (("amx_bf16",), 100, True), (("amx_bf16",), 20, False)):
+        monkeypatch.setattr(engine, "environment", lambda isa=isa: dataclasses.replace(facts, isa=isa))
+        decision, _ = engine._decide(Short(), {}, calls=calls, precision="bfloat16", compiled=None, threads=1)
+        assert decision.compiled == compiles
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")

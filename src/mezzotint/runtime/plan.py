@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 __all__ = ["Choice", "Plan", "Report", "plan"]
 
@@ -112,7 +112,12 @@ def plan(
     if call.get(same := (fastest[0], present[1]), math.inf) <= call[fastest] * WORTH:
         fastest = same
     best = fastest if call[fastest] * WORTH < call[present] else present
-    whether: dict[str, Any] = {"demanded": compiled is not None, "compiler": compiler, "gain": gains[best], "cost": cost}
+    whether: dict[str, Any] = {
+        "demanded": compiled is not None,
+        "compiler": compiler,
+        "gain": gains[best],
+        "cost": cost,
+    }
     reasons = (_why(best, fastest, present, call), _why_compile(use=use[best], **whether))
     saving = calls * (seconds[present] - call[best]) - (cost if use[best] else 0.0)
     return Plan(best[0], best[1], use[best], saving, reasons)
