@@ -112,13 +112,9 @@ def plan(
     if call.get(same := (fastest[0], present[1]), math.inf) <= call[fastest] * WORTH:
         fastest = same
     best = fastest if call[fastest] * WORTH < call[present] else present
-    whether: dict[str, Any] = {
-        "demanded": compiled is not None,
-        "compiler": compiler,
-        "gain": gains[best],
-        "cost": cost,
-    }
-    reasons = (_why(best, fastest, present, call), _why_compile(use=use[best], **whether))
+    asked = compiled is not None
+    whether = _why_compile(use=use[best], demanded=asked, compiler=compiler, gain=gains[best], cost=cost)
+    reasons = (_why(best, fastest, present, call), whether)
     saving = calls * (seconds[present] - call[best]) - (cost if use[best] else 0.0)
     return Plan(best[0], best[1], use[best], saving, reasons)
 
