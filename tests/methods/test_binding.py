@@ -156,6 +156,23 @@ def test_nothing_is_masked_below_every_focus(pair):
     assert (masks.additive(open_, -50, torch.float32) == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("min_keep", [0, 1, 5])
+def test_the_mask_of_attributes_with_one_head_is_the_general_one(pair, min_keep, dtype):
+    links = pair[1].repeat(3).spread(10, 3)
+    assert masks.single(links.owners)
+    focus = torch.rand(3, 2, 3, 16, generator=torch.Generator().manual_seed(min_keep)) ** 4
+    focus[0, :, 0] = 0
+    open_, lost = masks.opened(focus, links.owners, 0.3, min_keep=min_keep)
+    bias, unmasked = masks.additive_single(focus, links.owners, 0.3, value=-50, dtype=dtype, min_keep=min_keep)
+    assert bias.dtype == dtype
+    assert torch.equal(bias, masks.additive(open_, -50, dtype))
+    assert torch.equal(unmasked, lost)
+    assert 0 < (bias < 0).float().mean() < 1
+    assert lost.any() == (min_keep > 0)
+    assert not masks.single(links.owners.roll(1, 1) + links.owners)
+
+
 def test_a_closed_column_falls_by_e_to_the_minus_50_before_the_rows_are_renormalised(pair):
     query, key, scale = attention_of()
     query = query / 8

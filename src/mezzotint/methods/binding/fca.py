@@ -6,6 +6,7 @@ step they cost one look-up and the fused kernel stays. Online masks follow the r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from mezzotint.attention import Call, Edit, LogitMask, Moment
 
 from .maps import MapRecorder
-from .masks import Links, additive, focus_of_logits, focus_of_maps, opened, strict_bias
+from .masks import Links, additive, additive_single, focus_of_logits, focus_of_maps, opened, single, strict_bias
 from .options import Options
 from .report import BindingReport
 
@@ -146,12 +147,28 @@ class FocusedAttention:
             if options.mode == "online_strict":
                 return strict_bias(query_, key_, links.matrix, scale=scale, tau=options.tau, value=options.mask_value)
             signed = options.mode == "online_signed"
-            focus = focus_of_logits(query_, key_, links.groups @ links.heads, scale=scale, signed=signed)
-            open_, lost = opened(focus, links.owners, options.tau, min_keep=options.min_keep)
+            weights = self._once("weights", links, lambda: links.groups @ links.heads)
+            focus = focus_of_logits(query_, key_, weights, scale=scale, signed=signed)
+            bias, lost = self._closed(focus, links, query.dtype)
         if call.branch == "cond" and call.grid is not None:
             fractions, unmasked = _account(focus, lost, links, options.tau)
             self.report.note(call.site.name, call.grid, call.moment.step, fractions=fractions, unmasked=unmasked)
-        return additive(open_, options.mask_value, query.dtype)
+        return bias
+
+    def _closed(self, focus: Tensor, links: Links, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The mask, and which attributes were left alone."""
+        options = self.options
+        if math.isfinite(options.mask_value) and self._once("single", links, lambda: single(links.owners)):
+            given = {"value": options.mask_value, "dtype": dtype, "min_keep": options.min_keep}
+            return additive_single(focus, links.owners, options.tau, **given)
+        open_, lost = opened(focus, links.owners, options.tau, min_keep=options.min_keep)
+        return additive(open_, options.mask_value, dtype), lost
+
+    def _once(self, what: str, links: Links, make: Callable[[], Any]) -> Any:
+        """Something about links of `_links`, made in their first pass."""
+        if (found := (what, id(links))) not in self._cache:
+            self._cache[found] = make()
+        return self._cache[found]
 
     def _links(self, rows: int, keys: int, device: torch.device) -> Links:
         found = "links", rows, keys, device

@@ -30,11 +30,13 @@ __all__ = [
     "Links",
     "Several",
     "additive",
+    "additive_single",
     "focus_of_logits",
     "focus_of_maps",
     "link",
     "opened",
     "scaled",
+    "single",
     "stacked",
     "strict_bias",
 ]
@@ -196,6 +198,39 @@ def additive(
 ) -> Float[Tensor, "rows heads positions tokens"]:
     """The mask M: 0 where a token is open, `value` (-50 as released, or -inf) where it is not."""
     return torch.zeros(open_.shape, dtype=dtype, device=open_.device).masked_fill(~open_, value)
+
+
+def single(owners: Float[Tensor, "rows bindings tokens"]) -> bool:
+    """Whether no attribute has several heads; waits for the device."""
+    return bool((owners.sum(1) <= 1).all())
+
+
+def additive_single(
+    focus: Float[Tensor, "rows heads bindings positions"],
+    owners: Float[Tensor, "rows bindings tokens"],
+    tau: float,
+    *,
+    value: float,
+    dtype: torch.dtype,
+    min_keep: int = 1,
+) -> tuple[Float[Tensor, "rows heads positions tokens"], Bool[Tensor, "rows heads tokens"]]:
+    """`additive(*opened(...))` and the attributes left alone, where no attribute has several heads: one product.
+
+    A token is closed by the one binding that owns it, so nothing is computed a token but the mask itself.
+
+    Args:
+        focus: one map a binding, at most 1.
+        owners: tokens of each binding's attribute, which have one owner at most.
+        tau: a position is kept where the focus is above it.
+        value: of closed tokens; finite.
+        dtype: of the mask.
+        min_keep: an attribute's tokens of which fewer positions are kept stay open everywhere.
+    """
+    closed = focus <= tau
+    lost = focus.shape[-1] - closed.sum(-1) < min_keep
+    shut = (closed & ~lost[..., None]).to(dtype)
+    unmasked = lost.to(owners) @ owners > 0
+    return shut.transpose(-1, -2) @ (value * owners).to(dtype)[:, None], unmasked
 
 
 def strict_bias(
