@@ -342,3 +342,10 @@ def test_compiled_sampling_meets_other_batches_and_other_networks(pipe):
     for ours, theirs in zip(made, eager, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
     assert not torch.allclose(made[0], made[2], atol=1e-2)
+
+
+def test_slow_networks_are_timed_once_however_long_the_run(monkeypatch):
+    calls = []
+    monkeypatch.setattr(engine, "_once", lambda *_: calls.append(1) or 2.0)
+    engine._decide(Short(), {}, calls=10**6, precision="float32", compiled=False, threads=1)
+    assert len(calls) == 1 + 2, "one to know how long, one to warm up, one that counts"

@@ -27,8 +27,8 @@ Precision = Literal["auto", "keep", "float32", "bfloat16", "float16"]
 
 # Measuring takes a handful of calls; a shorter run than this would not earn them back.
 CALLS_WORTH_MEASURING = 20
-# The part of a run that an engine is timed for.
-MEASURING = 0.01
+# The part of a run that an engine is timed for, and seconds at most.
+MEASURING, TIMED = 0.01, 1.0
 # Of compiling bfloat16 for matrix units, rounded down: 1.8 to 2.3 for SD 1.5's U-Net, 1.7 for DiT-XL/2.
 SPEEDUP_AMX = 1.6
 # Side of the latents that the decoder is measured with: larger ones take their time in the same proportion.
@@ -133,7 +133,7 @@ def _decide(
     if calls < CALLS_WORTH_MEASURING and not compiled:
         reason = f"{calls} calls are too few to earn back measuring: {'as asked' if asked else 'nothing changed'}"
         return Plan(*present, False, 0.0, (reason,)), {}
-    timed = MEASURING * calls * _once(network, inputs)
+    timed = min(TIMED, MEASURING * calls * _once(network, inputs))
     measured = {choice: _seconds(network, inputs, choice, timed) for choice in candidates}
     short = [choice for choice, value in measured.items() if value < LAUNCHES_COUNT]
     asking: dict[str, Any] = {
