@@ -159,8 +159,9 @@ class FocusedAttention:
         """The mask, and which attributes were left alone."""
         options = self.options
         if math.isfinite(options.mask_value) and self._once("single", links, lambda: single(links.owners)):
-            given = {"value": options.mask_value, "dtype": dtype, "min_keep": options.min_keep}
-            return additive_single(focus, links.owners, options.tau, **given)
+            return additive_single(
+                focus, links.owners, options.tau, value=options.mask_value, dtype=dtype, min_keep=options.min_keep
+            )
         open_, lost = opened(focus, links.owners, options.tau, min_keep=options.min_keep)
         return additive(open_, options.mask_value, dtype), lost
 
