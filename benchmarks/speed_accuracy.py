@@ -1,6 +1,6 @@
 """How many pictures are right, on far more prompts than a timing draws: what `speed.py` counts as near the teacher.
 
-The teacher and our arms draw the same held-out prompts from the same start noise, on the engine that `fast_sampler`
+The teacher and our arms draw the same held-out prompts from the same start noise, in the dtype that `fast_sampler`
 chooses. Half of the prompts name one object, half two; each half is drawn by a process of its own, of one thread.
 Writes benchmarks/results/speed_accuracy.json.
 """
@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,8 @@ def half(objects: int, options: dict[str, Any]) -> dict[str, list[float]]:
         pipe = distilled(options) if name in STUDENTS else pipeline(options)
         settings = {"steps": STEPS[name], "guidance_scale": 1.0 if name in STUDENTS else guidance(pipe)}
         engine = {"pictures": len(texts), "batch_size": options["batch"], "compiled": False, "threads": 1}
-        if name == "ays":
-            Schedule.load(options["schedule"]).apply(pipe).__enter__()
-        with fast_sampler(pipe, **engine, **settings) as sampler:
+        times = Schedule.load(options["schedule"]).apply(pipe) if name == "ays" else nullcontext()
+        with times, fast_sampler(pipe, **engine, **settings) as sampler:
             right: list[bool] = []
             for first in range(0, len(texts), options["batch"]):
                 part = slice(first, first + options["batch"])

@@ -115,10 +115,12 @@ class Sampler:
         x = torch.stack(noise).to(device) * scheduler.init_noise_sigma
         draws = "generator" in inspect.signature(scheduler.step).parameters
         options: dict[str, Any] = {"generator": generators} if draws else {}
-        same = self._unchanging is not None and self._unchanging()
-        for number, t in enumerate(scheduler.timesteps):
-            with unguarded() if same and number else nullcontext():
-                output = view.model_output(scheduler.scale_model_input(x, t), t)
+        same, last = self._unchanging is not None and self._unchanging(), None
+        for t in scheduler.timesteps:
+            given = scheduler.scale_model_input(x, t)
+            form = given.dtype, given.shape, given.stride(), t.dtype
+            with unguarded() if same and form == last else nullcontext():
+                output, last = view.model_output(given, t), form
             # Networks stored channels last return that layout; a compiled one would be compiled anew for it.
             x = scheduler.step(output, t, x, return_dict=False, **options)[0].contiguous()
         return x

@@ -28,6 +28,7 @@ def compiled(network: nn.Module, *, launches: bool = False) -> Iterator[None]:
         network: on a processor its weights are frozen in; do not change them inside.
         launches: also generate C++ for what calls the kernels: worth its time where a call takes milliseconds.
     """
+    before = network._compiled_call_impl
     if next(network.parameters()).device.type == "cpu":
         from torch._inductor import config
 
@@ -44,7 +45,7 @@ def compiled(network: nn.Module, *, launches: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        network._compiled_call_impl = None
+        network._compiled_call_impl = before
 
 
 def unguarded() -> AbstractContextManager[None]:
