@@ -164,10 +164,13 @@ def test_the_mask_of_attributes_with_one_head_is_the_general_one(pair, min_keep,
     focus = torch.rand(3, 2, 3, 16, generator=torch.Generator().manual_seed(min_keep)) ** 4
     focus[0, :, 0] = 0
     open_, lost = masks.opened(focus, links.owners, 0.3, min_keep=min_keep)
-    bias, unmasked = masks.additive_single(focus, links.owners, 0.3, value=-50, dtype=dtype, min_keep=min_keep)
+    values = (-50 * links.owners).to(dtype)
+    bias, kept = masks.additive_single(focus, values, 0.3, min_keep=min_keep)
     assert bias.dtype == dtype
     assert torch.equal(bias, masks.additive(open_, -50, dtype))
-    assert torch.equal(unmasked, lost)
+    told = masks.account_single(kept, links.owners, 16, min_keep=min_keep)
+    for mine, general in zip(told, masks.account(focus, lost, links.owners, 0.3), strict=True):
+        assert_close(mine, general)
     assert 0 < (bias < 0).float().mean() < 1
     assert lost.any() == (min_keep > 0)
     assert not masks.single(links.owners.roll(1, 1) + links.owners)

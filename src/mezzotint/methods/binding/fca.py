@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,20 @@ from torch import Tensor
 from mezzotint.attention import Call, Edit, LogitMask, Moment
 
 from .maps import MapRecorder
-from .masks import Links, additive, additive_single, focus_of_logits, focus_of_maps, opened, single, strict_bias
+from .masks import (
+    Links,
+    account,
+    account_single,
+    additive,
+    additive_single,
+    focus_of_logits,
+    focus_of_maps,
+    opened,
+    single,
+    strict_bias,
+)
 from .options import Options
-from .report import BindingReport
+from .report import Account, BindingReport
 
 __all__ = ["FocusedAttention"]
 
@@ -123,10 +135,11 @@ class FocusedAttention:
             focus = focus_of_maps(*self._sources(links, rows, query.device), grid)
             open_, lost = opened(focus, links.owners, self.options.tau, min_keep=self.options.min_keep)
             bias = None if open_.all() else additive(open_, self.options.mask_value, query.dtype)
-            self._cache[found] = bias, *_account(focus, lost, links, self.options.tau)
-        bias, fractions, lost = self._cache[found]
+            made = account(focus, lost, links.owners, self.options.tau)
+            self._cache[found] = bias, lambda: made
+        bias, told = self._cache[found]
         if call.branch == "cond":
-            self.report.note(call.site.name, grid, None, fractions=fractions, unmasked=lost)
+            self.report.note(call.site.name, grid, None, told)
         return bias
 
     def _sources(self, links: Links, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -149,21 +162,21 @@ class FocusedAttention:
             signed = options.mode == "online_signed"
             weights = self._once("weights", links, lambda: links.groups @ links.heads)
             focus = focus_of_logits(query_, key_, weights, scale=scale, signed=signed)
-            bias, lost = self._closed(focus, links, query.dtype)
+            bias, told = self._closed(focus, links, query.dtype)
         if call.branch == "cond" and call.grid is not None:
-            fractions, unmasked = _account(focus, lost, links, options.tau)
-            self.report.note(call.site.name, call.grid, call.moment.step, fractions=fractions, unmasked=unmasked)
+            self.report.note(call.site.name, call.grid, call.moment.step, told)
         return bias
 
-    def _closed(self, focus: Tensor, links: Links, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The mask, and which attributes were left alone."""
+    def _closed(self, focus: Tensor, links: Links, dtype: torch.dtype) -> tuple[Tensor, Account]:
+        """The mask and its account."""
         options = self.options
         if math.isfinite(options.mask_value) and self._once("single", links, lambda: single(links.owners)):
-            return additive_single(
-                focus, links.owners, options.tau, value=options.mask_value, dtype=dtype, min_keep=options.min_keep
-            )
+            values = self._once("values", links, lambda: (options.mask_value * links.owners).to(dtype))
+            bias, kept = additive_single(focus, values, options.tau, min_keep=options.min_keep)
+            return bias, partial(account_single, kept, links.owners, focus.shape[-1], min_keep=options.min_keep)
         open_, lost = opened(focus, links.owners, options.tau, min_keep=options.min_keep)
-        return additive(open_, options.mask_value, dtype), lost
+        made = account(focus, lost, links.owners, options.tau)
+        return additive(open_, options.mask_value, dtype), lambda: made
 
     def _once(self, what: str, links: Links, make: Callable[[], Any]) -> Any:
         """Something about links of `_links`, made in their first pass."""
@@ -177,13 +190,6 @@ class FocusedAttention:
             repeated = self.links.repeat(_repeats(rows, len(self.links.owners)))
             self._cache[found] = repeated.spread(keys, self.links.bindings).on(device)
         return self._cache[found]
-
-
-def _account(focus: Tensor, lost: Tensor, links: Links, tau: float) -> tuple[Tensor, Tensor]:
-    """Kept fraction of every focus mask, and share of heads in which its attribute stayed unmasked, by row."""
-    kept = (focus > tau).float().mean((1, 3))
-    unmasked = (links.owners[:, None] * lost[:, :, None].to(links.owners)).amax(-1).mean(1)
-    return kept, unmasked
 
 
 def _repeats(rows: int, given: int) -> int:

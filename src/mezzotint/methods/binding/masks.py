@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mezzotint.attention import resize_maps
@@ -29,6 +29,8 @@ __all__ = [
     "BOS_WEIGHT",
     "Links",
     "Several",
+    "account",
+    "account_single",
     "additive",
     "additive_single",
     "focus_of_logits",
@@ -164,8 +166,8 @@ def focus_of_logits(
         signed: take max(s, 0) instead of |s|, so that only attraction counts.
     """
     # Logits are linear in keys: the mean of a head's sub-token columns is the column of its mean key.
-    mean_key = weights.to(key)[:, None] @ key
-    logits = mean_key @ query.transpose(-1, -2) * scale
+    mean_key = (weights.to(key) * scale)[:, None] @ key
+    logits = mean_key @ query.transpose(-1, -2)
     strength = logits.clamp(min=0) if signed else logits.abs()
     return scaled(strength.clamp(max=1))
 
@@ -207,30 +209,63 @@ def single(owners: Float[Tensor, "rows bindings tokens"]) -> bool:
 
 def additive_single(
     focus: Float[Tensor, "rows heads bindings positions"],
-    owners: Float[Tensor, "rows bindings tokens"],
+    values: Float[Tensor, "rows bindings tokens"],
     tau: float,
     *,
-    value: float,
-    dtype: torch.dtype,
     min_keep: int = 1,
-) -> tuple[Float[Tensor, "rows heads positions tokens"], Bool[Tensor, "rows heads tokens"]]:
-    """`additive(*opened(...))` and the attributes left alone, where no attribute has several heads: one product.
+) -> tuple[Float[Tensor, "rows heads positions tokens"], Int[Tensor, "rows heads bindings"]]:
+    """`additive(*opened(...))` where no attribute has several heads: one product; and how many positions were kept.
 
     A token is closed by the one binding that owns it, so nothing is computed a token but the mask itself.
 
     Args:
         focus: one map a binding, at most 1.
-        owners: tokens of each binding's attribute, which have one owner at most.
+        values: the value of closed tokens, finite, where a binding's attribute owns a token, else 0; a token has one
+            owner at most. The mask has this dtype.
         tau: a position is kept where the focus is above it.
-        value: of closed tokens; finite.
-        dtype: of the mask.
         min_keep: an attribute's tokens of which fewer positions are kept stay open everywhere.
     """
     closed = focus <= tau
-    lost = focus.shape[-1] - closed.sum(-1) < min_keep
-    shut = (closed & ~lost[..., None]).to(dtype)
-    unmasked = lost.to(owners) @ owners > 0
-    return shut.transpose(-1, -2) @ (value * owners).to(dtype)[:, None], unmasked
+    kept = focus.shape[-1] - closed.sum(-1)
+    acting = values[:, None] * (kept >= min_keep)[..., None]
+    return closed.to(values).transpose(-1, -2) @ acting, kept
+
+
+def account(
+    focus: Float[Tensor, "rows heads bindings positions"],
+    lost: Bool[Tensor, "rows heads tokens"],
+    owners: Float[Tensor, "rows bindings tokens"],
+    tau: float,
+) -> tuple[Float[Tensor, "rows bindings"], Float[Tensor, "rows bindings"]]:
+    """Kept fraction of every focus mask, and share of heads in which its attribute was left alone, both 0..1.
+
+    Args:
+        focus: one map a binding, at most 1.
+        lost: attributes' tokens that were left alone, from `opened`.
+        owners: tokens of each binding's attribute.
+        tau: a position is kept where the focus is above it.
+    """
+    kept = (focus > tau).float().mean((1, 3))
+    return kept, (owners[:, None] * lost[:, :, None].to(owners)).amax(-1).mean(1)
+
+
+def account_single(
+    kept: Int[Tensor, "rows heads bindings"],
+    owners: Float[Tensor, "rows bindings tokens"],
+    positions: int,
+    *,
+    min_keep: int = 1,
+) -> tuple[Float[Tensor, "rows bindings"], Float[Tensor, "rows bindings"]]:
+    """`account` from what `additive_single` returns.
+
+    Args:
+        kept: number of positions that each binding kept.
+        owners: tokens of each binding's attribute, which have one owner at most.
+        positions: how many there are.
+        min_keep: an attribute's tokens of which fewer positions were kept stayed open everywhere.
+    """
+    lost = (kept < min_keep) & owners.any(-1)[:, None]
+    return (kept / positions).mean(1), lost.float().mean(1)
 
 
 def strict_bias(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from mezzotint.files import write_json
 
-__all__ = ["BindingReport", "Bound", "Kept"]
+__all__ = ["Account", "BindingReport", "Bound", "Kept"]
+
+Account: TypeAlias = Callable[[], tuple[Any, Any]]
+"""Gives the kept fractions and the unmasked shares of one layer in one pass, tensors [pictures, bindings]."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class BindingReport:
     tau: float
     prompts: tuple[Bound, ...]
     left_out: tuple[tuple[str, ...], ...] = ()
-    _seen: dict[tuple[str, tuple[int, int], int | None], tuple[Any, Any]] = field(default_factory=dict, repr=False)
+    _seen: dict[tuple[str, tuple[int, int], int | None], Account] = field(default_factory=dict, repr=False)
 
     @property
     def kept(self) -> tuple[Kept, ...]:
@@ -95,9 +98,9 @@ class BindingReport:
         """Number of bindings that act; 0 means that the pictures are the plain pipeline's."""
         return sum(len(bound.acting) for bound in self.prompts)
 
-    def note(self, layer: str, grid: tuple[int, int], step: int | None, *, fractions: Any, unmasked: Any) -> None:
-        """Keep tensors [pictures, bindings]; they are read only when the report is, so a device need not wait."""
-        self._seen[layer, grid, step] = fractions, unmasked
+    def note(self, layer: str, grid: tuple[int, int], step: int | None, account: Account) -> None:
+        """Keep an account; it is asked for only when the report is read, so that a device need not wait."""
+        self._seen[layer, grid, step] = account
 
     def clear(self) -> None:
         """Forget the last call."""
@@ -136,7 +139,8 @@ class BindingReport:
         return "\n".join([*lines, f"left unmasked {self.unmasked} times"])
 
     def _entries(self) -> Iterator[Kept]:
-        for (layer, grid, step), (fractions, unmasked) in self._seen.items():
+        for (layer, grid, step), account in self._seen.items():
+            fractions, unmasked = account()
             rows = fractions.tolist()
             for picture, (row, lost) in enumerate(zip(rows, unmasked.tolist(), strict=True)):
                 bound = self.prompts[picture * len(self.prompts) // len(rows)]
