@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -372,3 +373,29 @@ def test_slow_networks_are_timed_once_however_long_the_run(monkeypatch):
     monkeypatch.setattr(engine, "_once", lambda *_: calls.append(1) or 2.0)
     engine._decide(Short(), {}, calls=10**6, precision="float32", compiled=False, threads=1)
     assert len(calls) == 1 + 2, "one to know how long, one to warm up, one that counts"
+
+
+def test_a_compilation_that_fails_is_given_up_unless_it_was_demanded(monkeypatch):
+    @contextmanager
+    def broken(network, **_):
+        network._compiled_call_impl = refuse
+        try:
+            yield
+        finally:
+            network._compiled_call_impl = None
+
+    def refuse(*_, **__):
+        raise RuntimeError("no such header\nand much more")
+
+    facts = dataclasses.replace(environment(), compiler="a compiler")
+    monkeypatch.setattr(engine, "environment", lambda: facts)
+    monkeypatch.setattr(engine.compiling, "compiled", broken)
+    network, given = Short(), {"sample": torch.randn(2, 3), "text": torch.randn(2, 4), "scale": 2}
+    chosen = {"calls": 10**9, "precision": "keep", "threads": 1, "example": given}
+    with accelerate(network, **chosen) as report:
+        assert torch.equal(network(**given)[0], network.layer(given["sample"]))
+    assert not report.compiled
+    assert report.reasons[-1] == "compiling failed (RuntimeError: no such header): back to eager"
+    with pytest.raises(RuntimeError, match="no such header"), accelerate(network, compiled=True, **chosen):
+        pass
+    assert network._compiled_call_impl is None

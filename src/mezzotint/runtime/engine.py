@@ -93,7 +93,7 @@ def accelerate(
             report.reasons.append(f"the whole pipeline is {decision.dtype} for good, to save the originals' memory")
         if reference is not None:
             with torch.no_grad():
-                _verify(network, inputs, report, reference)
+                _verify(network, inputs, report, reference, demanded=bool(compiled))
         yield report
 
 
@@ -278,26 +278,38 @@ def _engine(kind: str, report: Report) -> str:
     return f"{kind} {report.dtype}, {report.threads} thread(s)"
 
 
-def _verify(network: nn.Module, inputs: Mapping[str, Any], report: Report, reference: Tensor) -> None:
-    """Fill in the measured difference; a compiled network that is slower than its eager self is given up."""
+def _verify(
+    network: nn.Module, inputs: Mapping[str, Any], report: Report, reference: Tensor, *, demanded: bool
+) -> None:
+    """Fill in the measured difference; a compilation that fails or is slower than the eager self is given up."""
     if report.compiled:
-        start = time.perf_counter()
-        output = _call(network, inputs)[0]
-        eager = report.seconds[_engine("eager", report)]
-        took, fast = time.perf_counter() - start, _time(network, inputs, 0.3)
-        report.seconds[_engine("compiled", report)] = fast
-        report.reasons.append(f"compiling took {took:.0f} s; a call is {eager / fast:.2f} times as fast as eager")
-        if fast > eager:
-            _uncompile(network)
-            report.compiled = False
-            report.reasons.append("compiled was slower: back to eager")
+        eager, start = report.seconds[_engine("eager", report)], time.perf_counter()
+        try:
+            _call(network, inputs)
+        except Exception as error:
+            # Of any type: the compiler's own, or that of a kernel it calls. Without it the run only takes longer.
+            if demanded:
+                raise
+            _uncompile(network, report, f"compiling failed ({_first_line(error)})")
+        else:
+            took, fast = time.perf_counter() - start, _time(network, inputs, 0.3)
+            report.seconds[_engine("compiled", report)] = fast
+            report.reasons.append(f"compiling took {took:.0f} s; a call is {eager / fast:.2f} times as fast as eager")
+            if fast > eager:
+                _uncompile(network, report, "compiled was slower")
     output = _call(network, inputs)[0]
     difference = (output.float() - reference.float()).norm() / reference.float().norm().clamp(min=1e-30)
     report.relative_error = float(difference)
 
 
-def _uncompile(network: nn.Module) -> None:
+def _first_line(error: Exception) -> str:
+    return next(iter(f"{type(error).__name__}: {error}".splitlines()))
+
+
+def _uncompile(network: nn.Module, report: Report, reason: str) -> None:
     network._compiled_call_impl = None
+    report.compiled = False
+    report.reasons.append(f"{reason}: back to eager")
 
 
 def _changes(network: nn.Module, decision: Plan) -> bool:
