@@ -349,6 +349,16 @@ def test_matrix_units_make_compiling_pay_sooner(monkeypatch):
         assert decision.compiled == compiles
 
 
+@pytest.mark.parametrize(("seconds", "calls", "compiles"), [(0.2, 400, True), (0.2, 250, False), (2.0, 50, False)])
+def test_compiling_pays_sooner_for_small_networks_than_for_large(monkeypatch, seconds, calls, compiles):
+    facts = dataclasses.replace(environment(), compiler="a compiler", isa=())
+    monkeypatch.setattr(engine, "environment", lambda: facts)
+    monkeypatch.setattr(engine, "_seconds", lambda *_: seconds)
+    monkeypatch.setattr(engine, "_once", lambda *_: seconds)
+    decision, _ = engine._decide(Short(), {}, calls=calls, precision="keep", compiled=None, threads=1)
+    assert decision.compiled == compiles
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:\\s*Dynamo detected a call:UserWarning")
 @pytest.mark.slow
