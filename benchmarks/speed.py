@@ -22,7 +22,7 @@ from typing import Any
 import diffusers
 import torch
 from speed_arms import STEPS, TITLES, missing, pipeline
-from speed_report import page, pareto_front, per_step, plot, summary, verdicts
+from speed_report import page, pareto_front, per_step, plot, qualities, verdicts
 from speed_worker import Worker
 
 from mezzotint.files import read_json, read_safetensors, write_bytes, write_json, write_text
@@ -217,8 +217,7 @@ def measured(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in counted["arms"].keys() & arms.keys():
         arms[name]["many"] = counted["arms"][name]
     key = str(largest)
-    timed = {name: arm for name, arm in arms.items() if "accuracy" in arm}
-    points = {name: (summary(arm["seconds"][key])["median"], arm["accuracy"]) for name, arm in timed.items()}
+    points, _ = qualities(arms, key)
     results: dict[str, Any] = {
         "machine": dataclasses.asdict(environment()),
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},

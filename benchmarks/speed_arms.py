@@ -68,12 +68,24 @@ def guidance(pipe: Any) -> float:
     return NEWCOMER_GUIDANCE if found is None else float(found)
 
 
+def stock_scheduler(name: str, pipe: Any) -> Any:
+    """What a stock arm samples with; the pipeline's own for all others."""
+    import diffusers
+
+    if name == "newcomer":
+        # As the scheduler of Stable Diffusion 1.5 is configured.
+        return diffusers.PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
+    if name in ("tuned", "openvino"):
+        return diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    return pipe.scheduler
+
+
 class Stock:
     """`pipe(prompts)` of diffusers; with `tuned`, everything that is known to make it faster.
 
     Args:
         options: of the run.
-        scheduler: class name of a diffusers scheduler; the model's own when not given.
+        name: of the arm, which settles the scheduler.
         steps: of sampling.
         scale: of guidance; the recommended one when not given.
         tuned: bfloat16, channels last, and the U-Net compiled where that is faster once compiled.
@@ -85,19 +97,14 @@ class Stock:
         self,
         options: Mapping[str, Any],
         *,
-        scheduler: str | None = None,
+        name: str = "teacher",
         steps: int = 50,
         scale: float | None = None,
         tuned: bool = False,
     ) -> None:
-        import diffusers
-
         self.options, self.steps, self.tuned = options, steps, tuned
         self.pipe = pipeline(options, "bfloat16" if tuned else "float32")
-        if scheduler is not None:
-            # As the scheduler of Stable Diffusion 1.5 is configured.
-            settings = {"skip_prk_steps": True} if scheduler == "PNDMScheduler" else {}
-            self.pipe.scheduler = getattr(diffusers, scheduler).from_config(self.pipe.scheduler.config, **settings)
+        self.pipe.scheduler = stock_scheduler(name, self.pipe)
         self.scale = guidance(self.pipe) if scale is None else scale
         self.engine = "eager float32"
         self.extra: dict[str, Any] = {}
@@ -243,9 +250,9 @@ def make(name: str, options: Mapping[str, Any]) -> Any:
     """
     if name not in STEPS:
         raise ValueError(f"unknown arm {name!r}; there are {', '.join(STEPS)}")
-    fast = {"scheduler": "DPMSolverMultistepScheduler", "steps": STEPS["tuned"]}
+    fast = {"name": name, "steps": STEPS["tuned"]}
     builders: dict[str, Callable[[], Any]] = {
-        "newcomer": lambda: Stock(options, scheduler="PNDMScheduler", scale=NEWCOMER_GUIDANCE),
+        "newcomer": lambda: Stock(options, name=name, scale=NEWCOMER_GUIDANCE),
         "teacher": lambda: Stock(options),
         "tuned": lambda: Stock(options, tuned=True, **fast),
         "openvino": lambda: OpenVino(options, **fast),

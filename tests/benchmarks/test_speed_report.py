@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.speed_report import page, pareto_front, per_step, plot, speed_up, summary, verdicts
+from benchmarks.speed_report import page, pareto_front, per_step, plot, qualities, speed_up, summary, verdicts
 
 NUMBERS = st.integers(0, 6).map(float)
 POINTS = st.dictionaries(st.text("abcdefgh", min_size=1, max_size=3), st.tuples(NUMBERS, NUMBERS), min_size=1)
@@ -98,6 +98,19 @@ def test_more_prompts_than_a_timing_draws_decide(arms):
     assert re.search(r"arm of 0.81 \|.*-2\.1 \(-4\.0 to \+0\.0\)", text)
     arms["splam-1"]["many"]["behind"]["mean"] = -0.0201
     assert verdicts(arms, "16")[0]["arm"] is None
+
+
+def test_the_front_goes_by_many_prompts_only_if_all_arms_drew_them(arms):
+    for name, one in arms.items():
+        assert not qualities(arms, "16")[1], name
+        one["many"] = {"accuracy": one["accuracy"] - 0.1}
+    points, many = qualities(arms, "16")
+    assert many
+    assert points["splam-1"] == (0.1, pytest.approx(0.5))
+    told = results(arms) | {"prompts": 1500}
+    assert "Front and plot go by the 1,500 prompts" in page(told, "plot.svg")
+    assert "pictures right of 1,500" in plot(told).decode()
+    assert verdicts(arms, "16")[0]["arm"] == "splam-4", "not compared on many prompts: the timing's captions decide"
 
 
 def test_a_page_without_them_says_so(arms):
