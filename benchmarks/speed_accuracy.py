@@ -85,11 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
             halves = list(pool.map(partial(half, options=options), (1, 2)))
     right = {name: halves[0][name] + halves[1][name] for name in options["arms"]}
-    results = {"prompts": 2 * (options["prompts"] // 2), "seed": options["seed"], "arms": {}}
+    drawn = {"prompts": 2 * (options["prompts"] // 2)} | {key: options[key] for key in ("seed", "model", "student")}
     out = Path(options["out"])
     known = read_json(out) if out.is_file() else {}
-    if all(known.get(key) == results[key] for key in ("prompts", "seed")):
-        results["arms"] = known["arms"]
+    same = {key: value for key, value in known.items() if key != "arms"} == drawn
+    results: dict[str, Any] = {**drawn, "arms": known["arms"] if same else {}}
     for name, values in right.items():
         results["arms"][name] = {"accuracy": sum(values) / len(values)}
         print(f"{name}: {100 * sum(values) / len(values):.1f} %", flush=True)
