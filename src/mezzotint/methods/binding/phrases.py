@@ -92,15 +92,21 @@ def _parts(tagged: Reading, start: int, end: int) -> Iterator[tuple[int, int]]:
     """A run, cut at its conjunctions where what they join has no noun in common."""
     joints = [k for k in range(start, end) if tagged.tag(k) in {"C", "P"}]
     nouns = [k for k in range(start, end) if tagged.tag(k) in {"N", "G"}]
-    if joints and not nouns:
+    if joints and not nouns and not _ends_in_thing(tagged, start, end):
         for stop in (*joints, end):
             yield start, stop
             start = stop + 1
         return
-    if joints and tagged.text(start) in {"a", "an"} and tagged.lexicon.is_plural(tagged.text(nouns[-1])):
+    if joints and nouns and tagged.text(start) in {"a", "an"} and tagged.lexicon.is_plural(tagged.text(nouns[-1])):
         yield start, joints[0]
         start = joints[-1] + 1
     yield start, end
+
+
+def _ends_in_thing(tagged: Reading, start: int, end: int) -> bool:
+    """Whether the last of joined adjectives is the noun of all: "the rough and warm brick", "a red and white glass"."""
+    words, last = tagged.lexicon, tagged.text(end - 1)
+    return tagged.tag(start) == "D" and last in words.noun_after_noun - words.basic_colours
 
 
 def _phrase(tagged: Reading, start: int, end: int, *, owner: bool) -> Phrase | None:

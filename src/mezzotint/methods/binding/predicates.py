@@ -57,7 +57,13 @@ def subjects(tagged: Reading, phrases: Sequence[Phrase], predicate: Predicate) -
     if relative is not None:
         return _antecedent(tagged, [phrase for phrase in before if phrase.end <= relative], plural=plural)
     subject = _left(tagged, predicate.verb)
-    if tagged.is_pronoun(subject) or tagged.tag(subject) in {"D", "C", ""}:
+    earlier = next((k for k in range(subject - 1, -1, -1) if tagged.is_finite(k)), None)
+    if tagged.tag(subject) == "C" and earlier is not None:
+        # "the house is old and is painted white": the subject of the verb before.
+        return subjects(tagged, phrases, Predicate(_carrier(tagged, earlier), ()))
+    # "the frame behind it is golden": the pronoun belongs to the preposition, the subject stands further left.
+    governed = tagged.tag(subject - 1) == "I" and bool(before)
+    if (tagged.is_pronoun(subject) and not governed) or tagged.tag(subject) in {"D", "C", ""}:
         return ()
     start, stop = _clause(tagged, predicate.verb, plural=plural)
     inside = [phrase for phrase in before if phrase.start >= start and phrase.end <= stop]
@@ -77,7 +83,7 @@ def _apposition(tagged: Reading, comma: int) -> Predicate | None:
     """Adjectives behind their noun: "a dog, black and fluffy, sits", "a canoe, red, drifts", "a scarf, red with"."""
     first = _adjectives_end(tagged, comma + 1)
     acts = tagged.text(first) == "," and tagged.tag(first + 1) in {"V", "I"}
-    if tagged.tag(comma - 1) == "N" and first > comma + 1 and (acts or tagged.text(first) == "with"):
+    if tagged.tag(comma - 1) == "N" and first > comma + 1 and (acts or tagged.text(first) in {"with", "in"}):
         return Predicate(comma, tuple(k for k in range(comma, first) if tagged.tag(k) == "A"), resultative=True)
     last = _adjectives_end(tagged, first + 1)
     joined = first > comma + 1 and tagged.tag(first) == "C" and last > first + 1
@@ -118,7 +124,8 @@ def _comparison(tagged: Reading, end: int) -> Predicate | None:
         before -= 1
     noun = before - 1 if tagged.text(before) == "," else before
     adjectives = tuple(k for k in range(start, end) if tagged.tag(k) == "A")
-    return Predicate(noun + 1, adjectives, resultative=True) if adjectives and tagged.tag(noun) == "N" else None
+    thing = tagged.tag(noun) == "N" or (tagged.tag(noun) == "A" and tagged.text(noun) in tagged.lexicon.noun_heads)
+    return Predicate(noun + 1, adjectives, resultative=True) if adjectives and thing else None
 
 
 def _shade(tagged: Reading, start: int) -> Predicate | None:
@@ -259,7 +266,7 @@ def _clause(tagged: Reading, verb: int, *, plural: bool | None) -> tuple[int, in
         text = tagged.text(index - 1)
         if tagged.is_finite(index - 1):
             relative = _relative_of(tagged, index - 1)
-            if relative is None and index == verb:
+            if relative is None and all(tagged.tag(k) in {"V", "R"} for k in range(index, verb)):
                 relative = _contact(tagged, index - 1)
             if relative is None:
                 break

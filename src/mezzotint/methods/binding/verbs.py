@@ -145,13 +145,17 @@ def _must_be_verb(tagged: Reading, index: int, text: str) -> bool:
     alone = tagged.text(tagged.phrase_start(index)) in _SINGULAR
     acts = determined or tagged.text(index + 1) in tagged.lexicon.prepositions
     several = tagged.lexicon.is_plural(previous)
-    return ((alone or several) and acts) or (determined and previous in tagged.lexicon.animate)
+    subject = previous in tagged.lexicon.animate or _lacks_verb(tagged, index)
+    return ((alone or several) and acts) or (determined and subject)
 
 
 def _irregular(tagged: Reading, index: int, text: str, before: str) -> str | None:
     listed = tagged.lexicon.is_adjective(text)
     if before in {"D", "G", "A", "R"} or listed:
         acts = before == "N" and tagged.is_determined(index + 1)
+        # "the warm light fell on": what stands before may be a noun.
+        thing = before == "A" and tagged.text(index - 1) in tagged.lexicon.noun_heads and not listed
+        acts = acts or (thing and tagged.text(index + 1) in tagged.lexicon.prepositions)
         return "V" if acts else "A" if listed or tagged.goes_on(index + 1) else "N"
     participle = text.endswith(("en", "wn", "rn")) and before != "N" and tagged.goes_on(index + 1)
     return "A" if participle and not (before == "V" and tagged.text(index - 1) in tagged.lexicon.auxiliaries) else "V"
@@ -264,6 +268,7 @@ def _has_plural_subject(tagged: Reading, index: int, *, strong: bool) -> bool:
         return False
     if strong or onward or tagged.is_determined(index + 1):
         return True
-    if tagged.lexicon.is_plural(noun) and tagged.text(index + 1) in tagged.lexicon.prepositions:
+    stands_for_noun = noun == "one" or tagged.lexicon.is_plural(noun)
+    if stands_for_noun and tagged.text(index + 1) in tagged.lexicon.prepositions:
         return True
     return noun in tagged.lexicon.animate and not tagged.lexicon.is_plural(tagged.text(index + 1))
