@@ -2,7 +2,8 @@
 
 All arms draw the same held-out prompts from the same start noise, in the dtype that `fast_sampler` chooses (OpenVINO in
 its own). Half of the prompts name one object, half two; each half is drawn by a process of its own, of one thread.
-Writes benchmarks/results/speed_accuracy.json, and keeps arms there that were drawn before from the same.
+Writes benchmarks/results/speed_accuracy.json, and keeps arms there that were drawn before from the same prompts,
+noise and weights.
 """
 
 from __future__ import annotations
@@ -20,11 +21,22 @@ from typing import Any
 
 import torch
 from speed import schedule
-from speed_arms import NEWCOMER_GUIDANCE, STEPS, STUDENTS, guidance, make, missing, pipeline, stock_scheduler
+from speed_arms import (
+    NEWCOMER_GUIDANCE,
+    STEPS,
+    STUDENTS,
+    guidance,
+    make,
+    missing,
+    pipeline,
+    stock_scheduler,
+    student_folder,
+)
 from speed_arms import student as distilled
 
 from mezzotint.diffusion import fast_sampler
 from mezzotint.files import read_json, write_json
+from mezzotint.loading import find, model_hash
 from mezzotint.methods.align_your_steps.schedule import Schedule
 from mezzotint.metrics.bootstrap import paired_difference
 from mezzotint.metrics.parser import SceneParser
@@ -84,20 +96,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options["schedule"] = schedule({**options, "schedule": None, "out": str(Path(folder) / "out")})
         with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
             halves = list(pool.map(partial(half, options=options), (1, 2)))
-    right = {name: halves[0][name] + halves[1][name] for name in options["arms"]}
-    drawn = {"prompts": 2 * (options["prompts"] // 2)} | {key: options[key] for key in ("seed", "model", "student")}
-    out = Path(options["out"])
-    known = read_json(out) if out.is_file() else {}
-    same = {key: value for key, value in known.items() if key != "arms"} == drawn
-    results: dict[str, Any] = {**drawn, "arms": known["arms"] if same else {}}
-    for name, values in right.items():
-        results["arms"][name] = {"accuracy": sum(values) / len(values)}
-        print(f"{name}: {100 * sum(values) / len(values):.1f} %", flush=True)
-        if "teacher" in right:
-            gap = paired_difference(*(torch.tensor([right[key]]).double() for key in (name, "teacher")))
-            results["arms"][name]["behind"] = {"mean": gap.estimate, "low": gap.low, "high": gap.high}
+    drawn = {"prompts": 2 * (options["prompts"] // 2), "seed": options["seed"]}
+    arms = _kept(Path(options["out"]), drawn, options)
+    for name in options["arms"]:
+        right = "".join("01"[bool(value)] for value in halves[0][name] + halves[1][name])
+        arms[name] = {"accuracy": right.count("1") / len(right), "weights": _weights(name, options), "right": right}
+    for name, arm in arms.items():
+        print(f"{name}: {100 * arm['accuracy']:.1f} %", flush=True)
+        if "right" in arm and "right" in arms.get("teacher", {}):
+            gap = paired_difference(*(_values(arms[key]["right"]) for key in (name, "teacher")))
+            arm["behind"] = {"mean": gap.estimate, "low": gap.low, "high": gap.high}
             print(f"{name}: {100 * gap.estimate:+.1f} points", flush=True)
-    write_json(options["out"], results)
+    write_json(options["out"], {**drawn, "arms": {name: arms[name] for name in ARMS if name in arms}})
+
+
+def _kept(out: Path, drawn: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Arms that were drawn before from the same prompts, noise and weights."""
+    known = read_json(out) if out.is_file() else {}
+    if {key: known.get(key) for key in drawn} != drawn:
+        return {}
+    return {name: arm for name, arm in known["arms"].items() if arm.get("weights") == _weights(name, options)}
+
+
+def _weights(name: str, options: dict[str, Any]) -> str:
+    """The content of the model that an arm draws with."""
+    place = student_folder(options) if name in STUDENTS else find(options["model"])
+    return model_hash(place) if place is not None else ""
+
+
+def _values(right: str) -> torch.Tensor:
+    return torch.tensor([[float(each) for each in right]], dtype=torch.float64)
 
 
 if __name__ == "__main__":
