@@ -135,7 +135,7 @@ class TestRefused:
         with pytest.raises(ValueError, match="other sizes"):
             splam.average(str(students[0]), str(place), out=str(tmp_path / "x"))
 
-    @pytest.mark.parametrize("given", [{"strength": 0.0}, {"strength": float("nan")}, {"rank": -1}])
+    @pytest.mark.parametrize("given", [{"strength": 0.0}, {"strength": float("nan")}, {"rank": 0}])
     def test_values_out_of_range(self, students, tmp_path, given):
         with pytest.raises(ValueError, match="must be"):
             splam.average(str(students[0]), out=str(tmp_path / "x"), **given)

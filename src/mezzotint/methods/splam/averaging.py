@@ -45,16 +45,16 @@ def averaged(students: Sequence[str], *, out: str, strength: float, rank: int | 
         raise ValueError("name at least one folder with a distilled LoRA")
     if not strength > 0:
         raise ValueError(f"strength must be above 0, got {strength}")
-    read = [_read(Path(folder)) for folder in students]
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
     if dtype not in DTYPES:
         raise ValueError(f"the dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    read = [_read(Path(folder)) for folder in students]
     first = read[0]
     for other in read[1:]:
         _check_alike(first, other)
     layers = sorted(key.removesuffix(_UP) for key in first.weights if key.endswith(_UP))
-    width = rank or max(len(first.weights[f"{layer}{_DOWN}"]) for layer in layers)
-    if width < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
+    width = max(len(first.weights[f"{layer}{_DOWN}"]) for layer in layers) if rank is None else rank
     packed: dict[str, Tensor] = {}
     kept = total = 0.0
     for layer in layers:
@@ -110,9 +110,8 @@ def _check_alike(one: _Student, other: _Student) -> None:
         different = sorted(one.weights.keys() ^ other.weights.keys())
         raise ValueError(f"{pair} adapt different layers, such as {different[0]}: they have no mean")
     for key, value in one.weights.items():
-        if (value.shape[:1] if key.endswith(_UP) else value.shape[1:]) != (
-            other.weights[key].shape[:1] if key.endswith(_UP) else other.weights[key].shape[1:]
-        ):
+        outer = slice(0, 1) if key.endswith(_UP) else slice(1, None)
+        if value.shape[outer] != other.weights[key].shape[outer]:
             raise ValueError(f"{pair} are LoRAs of different networks: {key} has other sizes")
     if one.scheduler != other.scheduler:
         raise ValueError(f"{pair} want different schedulers: they are not students of one teacher and one grid")
