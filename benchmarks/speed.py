@@ -215,7 +215,8 @@ def measured(options: Mapping[str, Any]) -> dict[str, Any]:
         floor = judge(arms, scenes, Path(folder))
     counted = read_json(options["accuracy"]) if Path(options["accuracy"]).is_file() else {"arms": {}, "prompts": None}
     for name in counted["arms"].keys() & arms.keys():
-        arms[name]["many"] = counted["arms"][name]
+        found = counted["arms"][name]
+        arms[name]["many"] = {key: found[key] for key in ("accuracy", "exact", "behind") if key in found}
     key = str(largest)
     points, _ = qualities(arms, key)
     results: dict[str, Any] = {

@@ -46,19 +46,23 @@ RESULTS = Path(__file__).parent / "results" / "speed_accuracy.json"
 ARMS = ("teacher", "ays", *STUDENTS, "newcomer", "tuned", "openvino")
 
 
-def half(objects: int, options: dict[str, Any]) -> dict[str, list[float]]:
-    """For each arm, which prompts of so many objects are drawn rightly: 1, else 0."""
+def half(objects: int, options: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """For each arm, which prompts of so many objects are drawn rightly, and which with nothing uninvited: 1, else 0."""
     torch.set_num_threads(1)
     parser, found = SceneParser.load(), {}
     scenes, texts = measure.prompts(options["prompts"] // 2, objects, seed=options["seed"])
     for name in options["arms"]:
         with sampling(name, options, pictures=len(texts)) as draw:
-            right: list[bool] = []
+            marks = {"right": "", "exact": ""}
             for first in range(0, len(texts), options["batch"]):
                 part = slice(first, first + options["batch"])
-                right += measure.scene_accuracy(parser, scenes[part], draw(texts[part], first=first))["right"]
-                print(f"{objects} object(s), {name}: {len(right)} of {len(texts)}", file=sys.stderr, flush=True)
-        found[name] = [float(value) for value in right]
+                scores = measure.scene_accuracy(parser, scenes[part], draw(texts[part], first=first))
+                for mark in marks:
+                    marks[mark] += "".join("01"[bool(value)] for value in scores[mark])
+                print(
+                    f"{objects} object(s), {name}: {len(marks['right'])} of {len(texts)}", file=sys.stderr, flush=True
+                )
+        found[name] = marks
     return found
 
 
@@ -99,12 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drawn = {"prompts": 2 * (options["prompts"] // 2), "seed": options["seed"]}
     arms = _kept(Path(options["out"]), drawn, options)
     for name in options["arms"]:
-        right = "".join("01"[bool(value)] for value in halves[0][name] + halves[1][name])
-        arms[name] = {"accuracy": right.count("1") / len(right), "weights": _weights(name, options), "right": right}
+        marks = {mark: halves[0][name][mark] + halves[1][name][mark] for mark in ("right", "exact")}
+        arms[name] = {"weights": _weights(name, options), "marks": marks}
     for name, arm in arms.items():
-        print(f"{name}: {100 * arm['accuracy']:.1f} %", flush=True)
-        if "right" in arm and "right" in arms.get("teacher", {}):
-            gap = paired_difference(*(_values(arms[key]["right"]) for key in (name, "teacher")))
+        arm["accuracy"], arm["exact"] = (_values(arm["marks"][mark]).mean().item() for mark in ("right", "exact"))
+        print(f"{name}: {100 * arm['accuracy']:.1f} %, nothing else {100 * arm['exact']:.1f} %", flush=True)
+        if "teacher" in arms:
+            gap = paired_difference(*(_values(arms[key]["marks"]["right"]) for key in (name, "teacher")))
             arm["behind"] = {"mean": gap.estimate, "low": gap.low, "high": gap.high}
             print(f"{name}: {100 * gap.estimate:+.1f} points", flush=True)
     write_json(options["out"], {**drawn, "arms": {name: arms[name] for name in ARMS if name in arms}})
@@ -124,8 +129,8 @@ def _weights(name: str, options: dict[str, Any]) -> str:
     return model_hash(place) if place is not None else ""
 
 
-def _values(right: str) -> torch.Tensor:
-    return torch.tensor([[float(each) for each in right]], dtype=torch.float64)
+def _values(marks: str) -> torch.Tensor:
+    return torch.tensor([[float(mark) for mark in marks]], dtype=torch.float64)
 
 
 if __name__ == "__main__":

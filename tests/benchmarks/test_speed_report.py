@@ -103,12 +103,15 @@ def test_more_prompts_than_a_timing_draws_decide(arms):
 def test_the_front_goes_by_many_prompts_only_if_all_arms_drew_them(arms):
     for name, one in arms.items():
         assert not qualities(arms, "16")[1], name
-        one["many"] = {"accuracy": one["accuracy"] - 0.1}
+        one["many"] = {"accuracy": one["accuracy"] - 0.1, "exact": 0.123}
     points, many = qualities(arms, "16")
     assert many
     assert points["splam-1"] == (0.1, pytest.approx(0.5))
     told = results(arms) | {"prompts": 1500}
-    assert "Front and plot go by the 1,500 prompts" in page(told, "plot.svg")
+    text = page(told, "plot.svg")
+    assert "Front and plot go by the 1,500 prompts" in text
+    assert re.search(r"arm of 0.81 .*\| 71\.0 % \| 12\.3 % \|", text)
+    assert "does not name" in text
     assert "pictures right of 1,500" in plot(told).decode()
     assert verdicts(arms, "16")[0]["arm"] == "splam-4", "not compared on many prompts: the timing's captions decide"
 

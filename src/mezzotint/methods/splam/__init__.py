@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from mezzotint.methods import Card
@@ -11,7 +10,7 @@ from mezzotint.methods import Card
 from .distilled import Distilled
 from .options import Mode
 
-__all__ = ["CARD", "VERBS", "Distilled", "average", "distil", "sample"]
+__all__ = ["CARD", "VERBS", "Distilled", "distil", "sample"]
 
 CARD = Card(
     slug="splam",
@@ -44,7 +43,6 @@ CARD = Card(
         "Networks stay in eval mode: neither dropout nor the label dropout of DiT is active.",
         "Weight decay reaches matrices and convolutions only where it is set; it is 0 here as in the official script.",
         "SPLAM-LoRA follows LCM-LoRA's layers with an averaged target: no recipe is published.",
-        "average is ours: the mean of several students' updates, with a strength (model soups, arXiv 2203.05482).",
     ),
 )
 
@@ -165,36 +163,4 @@ def sample(
     )
 
 
-def average(
-    *students: str,
-    out: str,
-    strength: float = 1.0,
-    rank: int | None = None,
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
-) -> Path:
-    """Average distilled LoRAs of one teacher into one LoRA.
-
-    Students of other seeds err in other ways; the mean of their updates (a model soup, arXiv 2203.05482) costs nothing
-    when sampling. More strength is what more guidance is: more pictures as asked, farther from real ones.
-
-    Args:
-        students: folders of `distil` in the modes splam_lora and lcm_lora; a single one is only made stronger.
-        out: folder to write the LoRA to; new or empty.
-        strength: multiplies the mean update; 1 leaves it.
-        rank: of the result, by the largest singular values; that of the first student when not given.
-        dtype: of the stored weights.
-
-    Returns:
-        The folder, with the first student's scheduler.
-
-    Raises:
-        FileNotFoundError: a folder holds no LoRA.
-        FileExistsError: there is something in the folder to write to.
-        ValueError: the LoRAs are of different networks, layers, schedulers or settings, or a value is out of range.
-    """
-    from .averaging import averaged
-
-    return averaged(students, out=out, strength=strength, rank=rank, dtype=dtype)
-
-
-VERBS = {"distill": distil, "average": average}
+VERBS = {"distill": distil}
