@@ -105,10 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options["arms"]:
         marks = {mark: halves[0][name][mark] + halves[1][name][mark] for mark in ("right", "exact")}
         arms[name] = {"weights": _weights(name, options), "marks": marks}
-    for name, arm in arms.items():
+    for name, arm in ((name, arm) for name, arm in arms.items() if "marks" in arm):
         arm["accuracy"], arm["exact"] = (_values(arm["marks"][mark]).mean().item() for mark in ("right", "exact"))
         print(f"{name}: {100 * arm['accuracy']:.1f} %, nothing else {100 * arm['exact']:.1f} %", flush=True)
-        if "teacher" in arms:
+        if "marks" in arms.get("teacher", {}):
             gap = paired_difference(*(_values(arms[key]["marks"]["right"]) for key in (name, "teacher")))
             arm["behind"] = {"mean": gap.estimate, "low": gap.low, "high": gap.high}
             print(f"{name}: {100 * gap.estimate:+.1f} points", flush=True)

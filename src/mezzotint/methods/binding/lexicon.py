@@ -62,6 +62,7 @@ class Lexicon:
         suffix_nouns: nouns with the ending of an adjective.
         plurals: irregular plurals.
         singulars: words in -s that are no plurals.
+        flowing: nouns without an article that act ("smoke rises").
         foreign: frequent words of other languages.
         compounds: fixed names whose first word only looks like an adjective.
         prepositional: prepositions of several words.
@@ -103,6 +104,7 @@ class Lexicon:
     suffix_nouns: Words
     plurals: Words
     singulars: Words
+    flowing: Words
     foreign: Words
     compounds: Phrases
     prepositional: Phrases

@@ -40,7 +40,7 @@ def predicates(tagged: Reading) -> tuple[Predicate, ...]:
     found = [_predicate(tagged, index) for index in places if _takes_adjective(tagged, index)]
     found += [_apposition(tagged, index) for index in places if tagged.text(index) == ","]
     found += [_distribution(tagged, index) for index in places if tagged.text(index) in {",", ":", "("}]
-    found += [_comparison(tagged, index) for index in places if tagged.text(index) == "as"]
+    found += [_comparison(tagged, index) for index in places if tagged.text(index) in {"as", "than"}]
     found += [_shade(tagged, index) for index in places if tagged.tag(index) in {"V", "I"}]
     return tuple(each for each in found if each is not None)
 
@@ -81,15 +81,23 @@ def _takes_adjective(tagged: Reading, index: int) -> bool:
 
 def _apposition(tagged: Reading, comma: int) -> Predicate | None:
     """Adjectives behind their noun: "a dog, black and fluffy, sits", "a canoe, red, drifts", "a scarf, red with"."""
-    first = _adjectives_end(tagged, comma + 1)
-    acts = tagged.text(first) == "," and tagged.tag(first + 1) in {"V", "I"}
-    if tagged.tag(comma - 1) == "N" and first > comma + 1 and (acts or tagged.text(first) in {"with", "in"}):
-        return Predicate(comma, tuple(k for k in range(comma, first) if tagged.tag(k) == "A"), resultative=True)
+    start = _after_quantifier(tagged, comma + 1)
+    first = _adjectives_end(tagged, start)
+    acts = tagged.text(first) == "," and (tagged.tag(first + 1) in {"V", "I"} or start > comma + 1)
+    if tagged.tag(comma - 1) == "N" and first > start and (acts or tagged.text(first) in {"with", "in"}):
+        return Predicate(comma, tuple(k for k in range(start, first) if tagged.tag(k) == "A"), resultative=True)
     last = _adjectives_end(tagged, first + 1)
     joined = first > comma + 1 and tagged.tag(first) == "C" and last > first + 1
     if tagged.tag(comma - 1) != "N" or not joined or tagged.text(last) != ",":
         return None
     return Predicate(comma, tuple(k for k in range(comma, last) if tagged.tag(k) == "A"), resultative=True)
+
+
+def _after_quantifier(tagged: Reading, index: int) -> int:
+    """Behind "all", "both", "all of them": "three kittens, all of them grey, sleep"."""
+    if tagged.text(index) not in {"all", "both"}:
+        return index
+    return index + 3 if (tagged.text(index + 1), tagged.text(index + 2)) == ("of", "them") else index + 1
 
 
 def _distribution(tagged: Reading, mark: int) -> Predicate | None:
@@ -115,7 +123,7 @@ def _member(tagged: Reading, index: int) -> int:
 
 
 def _comparison(tagged: Reading, end: int) -> Predicate | None:
-    """Adjectives behind their noun that are compared: "a cat (, as) black as night"."""
+    """Adjectives behind their noun that are compared: "a cat (, as) black as night", "a giraffe taller than trees"."""
     start = end
     while tagged.tag(start - 1) in {"A", "R"}:
         start -= 1

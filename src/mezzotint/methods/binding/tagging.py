@@ -128,9 +128,10 @@ def _is_listed(tagged: Reading, index: int) -> bool:
 
 
 def _is_shade(tagged: Reading, index: int, text: str) -> bool:
-    """A noun that says which kind of a colour is meant: "is jet black", "are rose pink"."""
+    """A noun that says which kind of a colour is meant: "is jet black", "are rose pink", "is crocodile green"."""
     words = tagged.lexicon
-    return text in words.shade_nouns and tagged.text(index + 1) in words.basic_colours and tagged.is_be(index - 1)
+    named = text in words.shade_nouns or not (text in words.adverbs or text.endswith("ly") or words.is_adjective(text))
+    return named and text.isalpha() and tagged.text(index + 1) in words.basic_colours and tagged.is_be(index - 1)
 
 
 def _is_tint(tagged: Reading, index: int, text: str) -> bool:

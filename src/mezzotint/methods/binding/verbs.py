@@ -219,7 +219,8 @@ def _has_singular_subject(tagged: Reading, index: int) -> bool:
         # The subject stands farther off ("a bird with black wings lands"): a plural is seldom part of a compound.
         return open_end
     alive = noun in tagged.lexicon.animate and (open_end or tagged.lexicon.is_adjective(after))
-    return alive or (after in tagged.lexicon.prepositions and determiner == "the" and _lacks_verb(tagged, index))
+    acting = determiner == "the" or noun in tagged.lexicon.flowing
+    return alive or (after in tagged.lexicon.prepositions and acting and _lacks_verb(tagged, index))
 
 
 def _lacks_verb(tagged: Reading, index: int) -> bool:
