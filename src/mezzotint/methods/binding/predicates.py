@@ -57,13 +57,13 @@ def subjects(tagged: Reading, phrases: Sequence[Phrase], predicate: Predicate) -
     if relative is not None:
         return _antecedent(tagged, [phrase for phrase in before if phrase.end <= relative], plural=plural)
     subject = _left(tagged, predicate.verb)
-    earlier = next((k for k in range(subject - 1, -1, -1) if tagged.is_finite(k)), None)
-    if tagged.tag(subject) == "C" and earlier is not None:
+    if tagged.tag(subject) == "C":
         # "the house is old and is painted white": the subject of the verb before.
-        return subjects(tagged, phrases, Predicate(_carrier(tagged, earlier), ()))
+        earlier = next((k for k in range(subject - 1, -1, -1) if tagged.is_finite(k)), None)
+        return () if earlier is None else subjects(tagged, phrases, Predicate(_carrier(tagged, earlier), ()))
     # "the frame behind it is golden": the pronoun belongs to the preposition, the subject stands further left.
     governed = tagged.tag(subject - 1) == "I" and bool(before)
-    if (tagged.is_pronoun(subject) and not governed) or tagged.tag(subject) in {"D", "C", ""}:
+    if (tagged.is_pronoun(subject) and not governed) or tagged.tag(subject) in {"D", ""}:
         return ()
     start, stop = _clause(tagged, predicate.verb, plural=plural)
     inside = [phrase for phrase in before if phrase.start >= start and phrase.end <= stop]
