@@ -128,10 +128,16 @@ def _is_listed(tagged: Reading, index: int) -> bool:
 
 
 def _is_shade(tagged: Reading, index: int, text: str) -> bool:
-    """A noun that says which kind of a colour is meant: "is jet black", "are rose pink", "is crocodile green"."""
+    """A noun that names a kind of a colour: "is jet black", "a lime green scooter", "is crocodile green"."""
     words = tagged.lexicon
-    named = text in words.shade_nouns or not (text in words.adverbs or text.endswith("ly") or words.is_adjective(text))
-    return named and text.isalpha() and tagged.text(index + 1) in words.basic_colours and tagged.is_be(index - 1)
+    if not text.isalpha() or tagged.text(index + 1) not in words.basic_colours:
+        return False
+    if text in words.shade_nouns:
+        begins = tagged.tag(index - 1) in {"D", "A", "C", "G", "I", ""}
+        stands_before = begins and tagged.goes_on(index + 2) and tagged.text(index + 2) != "as"
+        return stands_before or tagged.is_be(index - 1)
+    named = not (text in words.adverbs or text.endswith("ly") or words.is_adjective(text))
+    return named and tagged.is_be(index - 1)
 
 
 def _is_tint(tagged: Reading, index: int, text: str) -> bool:
