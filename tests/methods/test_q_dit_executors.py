@@ -99,9 +99,15 @@ class TestIntegerIsSimulation:
             assert ours.shape == (*shape[:-1], 70)
             assert difference(ours.reshape(-1, 70), flat) < TOLERANCE, (executor, level)
 
-    def test_an_input_that_is_not_contiguous(self):
-        layer = make_layer(make_spec(48))
-        x = draw(192, 9).T
+    @pytest.mark.parametrize("ranges", ["token", "sample", "static"])
+    @pytest.mark.parametrize("x", [draw(192, 9).T, draw(1, 192, 4, 4).permute(0, 2, 3, 1).reshape(1, 16, 192)])
+    def test_an_input_that_is_not_contiguous(self, x, ranges):
+        spec = make_spec(48, act_scope="token" if ranges == "static" else ranges)
+        layer = make_layer(spec)
+        if ranges == "static":
+            spec = make_spec(48, act_range="static")
+            grid = ranges_to_grid(torch.full((4,), -3.0), torch.full((4,), 3.0), spec.activation)
+            layer = make_layer(spec, static_grid=grid)
         assert not x.is_contiguous()
         for executor, level in WAYS:
             ours = again(layer, executor, level)
@@ -150,6 +156,24 @@ class TestIntegerIsSimulation:
         for executor, level in WAYS:
             assert difference(again(layer, executor, level)(x), layer(x)) < TOLERANCE, (executor, level)
 
+    @pytest.mark.parametrize("symmetric", SYMMETRIES)
+    @pytest.mark.parametrize("weight", [4, 8])
+    @pytest.mark.parametrize(("width", "group"), [(1152, 32), (1152, 128), (4608, 128), (4608, 4608), (195, 39)])
+    def test_widths_of_large_and_odd_layers_with_offsets_and_outliers(self, width, group, weight, symmetric):
+        layer = make_layer(make_spec(group, weight=weight, symmetric=symmetric), width=width)
+        offset = draw(7, width).abs() + 3
+        outliers = draw(7, width) * torch.where(torch.arange(width) % 97 == 0, 50.0, 1.0) + 1
+        for x in (draw(7, width), offset, outliers):
+            for executor, level in WAYS:
+                assert difference(again(layer, executor, level)(x), layer(x)) < TOLERANCE, (executor, level)
+
+    def test_without_whole_numbers_the_law_fails_beside_outliers(self, monkeypatch):
+        layer = make_layer(make_spec(128), width=4608)
+        x = draw(7, 4608) * torch.where(torch.arange(4608) % 97 == 0, 50.0, 1.0) + 1
+        assert difference(again(layer, "integer")(x), layer(x)) < TOLERANCE
+        monkeypatch.setattr(integer, "_CANCELLED", float("inf"))
+        assert difference(again(layer, "integer")(x), layer(x)) > TOLERANCE
+
 
 class TestZeroPointTerms:
     @pytest.mark.parametrize("shift", [0, 128])
@@ -169,7 +193,7 @@ class TestZeroPointTerms:
 
     @pytest.mark.parametrize("term", ["total", "zero"])
     def test_without_a_term_the_law_fails(self, term, monkeypatch):
-        layer = make_layer(make_spec(64, weight=4))
+        layer = make_layer(make_spec(64))
         x = draw(5, 192) + 1
         expected = layer(x)
         original = IntegerInput.of.__func__

@@ -6,7 +6,8 @@ With x ~ sX (qX - ZX) and W ~ sW (qW - ZW), group by group u, and P_u = qX[:, u]
 
 where CX and CW are sums of codes over a group. The zero points thus cost two matrix products of inner size K / g, and
 one when the weight is symmetric. Activations are held unsigned and weights signed, as integer units want them: codes
-and zero points are moved together, which leaves their difference, and so x and W, as they are.
+and zero points are moved together, which leaves their difference, and so x and W, as they are. The differences of up to
+7 bits are signed bytes themselves, so that only weights of 8 bits have zero points left.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from mezzotint.methods.q_dit.packing import StoredWeight
 from mezzotint.methods.q_dit.quantiser import Codes, Grid, LayerSpec, Precision, quantise
 
 __all__ = ["IntegerInput", "IntegerWeight", "encode_input", "zero_point_terms"]
+
+_BYTE_BITS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +48,7 @@ class IntegerInput:
     def of(cls, codes: Codes, precision: Precision) -> IntegerInput:
         """Operands from codes of any leading shape."""
         width, groups = codes.codes.shape[-1], codes.scale.shape[-1]
-        unsigned = codes.codes.reshape(-1, width) - precision.lowest
+        unsigned = (codes.codes.reshape(-1, width) - precision.lowest).contiguous()
         zero = codes.zero.reshape(-1, groups).int() - precision.lowest
         total = unsigned.unflatten(-1, (groups, codes.group)).sum(-1, dtype=torch.int32) - codes.group * zero
         scale = codes.scale.reshape(-1, groups).contiguous()
@@ -72,9 +75,11 @@ class IntegerWeight:
     def of(cls, weight: StoredWeight) -> IntegerWeight:
         """Operands from a stored weight."""
         found = weight.codes()
-        signed = (found.codes - centre(weight.precision)).to(torch.int8)
+        byte = weight.precision.bits == _BYTE_BITS
+        moved = centre(weight.precision) if byte else found.zero.repeat_interleave(weight.group, dim=-1)
+        signed = (found.codes - moved).to(torch.int8)
         total = signed.unflatten(-1, (-1, weight.group)).sum(-1, dtype=torch.int32)
-        return cls(signed, found.scale, centred_zero(weight), total)
+        return cls(signed, found.scale, centred_zero(weight) if byte else None, total)
 
 
 def centre(precision: Precision) -> int:
