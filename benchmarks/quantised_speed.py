@@ -32,6 +32,7 @@ from mezzotint.methods.q_dit.linear import QuantLinear, share_inputs
 from mezzotint.methods.q_dit.quantiser import LayerSpec, Precision, quantise
 from mezzotint.methods.q_dit.recipe import Recipe
 from mezzotint.methods.q_dit.saving import save_quantised
+from mezzotint.methods.q_dit.size import size_report
 from mezzotint.runtime import environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -157,9 +158,12 @@ def network_arms(network: nn.Module, sizes: dict[str, Any]) -> Iterator[tuple[st
         made, _ = quantise_network(network, Recipe(weights=Precision(bits), method="rtn", group=128))
         share_inputs(made)
         sizes[f"W{bits}A8 g=128"] = size_of(made)
+        resident = sizes[f"W{bits}A8 g=128"]["run"] = {}
         for executor in ("integer", "fused"):
             yield f"W{bits}A8 g=128 {executor}", caller(run_by(made, executor))
+            resident[executor] = size_report(made).resident
         yield f"fast mode, stored W{bits} g=128", caller(run_by(made, "fast"))
+        resident["fast"] = size_report(made).resident
         if bits == 8:
             yield "fast mode in bfloat16, stored W8 g=128", caller(made.bfloat16(), torch.bfloat16)
         del made
@@ -183,7 +187,7 @@ def run_by(network: nn.Module, executor: str) -> nn.Module:
 
 
 def size_of(network: nn.Module) -> dict[str, Any]:
-    """Bytes on disk and in memory; everything that is not quantised is stored in 16 bits."""
+    """Bytes on disk, and in memory before the first call; everything that is not quantised is stored in 16 bits."""
     with tempfile.TemporaryDirectory() as folder:
         report = save_quantised(network, Path(folder, "network"), dtype=torch.float16)[""]
     return dataclasses.asdict(report)
@@ -229,11 +233,16 @@ def markdown(results: dict[str, Any]) -> str:
         title = "DiT-XL/2-shaped network" + (f", but {depth} blocks" if depth != XL["num_layers"] else "")
         parts.append(f"## {title}, one guided step\n\n{table(results['network'])}")
     if "sizes" in results:
-        lines = ["| network | on disk | resident | of 16 bits, on disk |", "|---|---|---|---|"]
+        ways = list(next(iter(results["sizes"].values()))["run"])
+        header = ["network", "on disk", "of 16 bits", "loaded", *(f"after a {way} call" for way in ways)]
+        lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
         for name, row in results["sizes"].items():
+            taken = " | ".join(f"{row['run'][way]:,}" for way in ways)
             share = row["disk"] / row["half_once"]
-            lines.append(f"| {name} | {row['disk']:,} | {row['resident']:,} | {share:.3f} |")
-        parts.append("## Sizes in bytes\n\n" + "\n".join(lines))
+            lines.append(f"| {name} | {row['disk']:,} | {share:.3f} | {row['resident']:,} | {taken} |")
+        half = next(iter(results["sizes"].values()))["half_once"]
+        note = f"16-bit floating point takes {half:,}; layers that are not quantised are in float32 in memory."
+        parts.append("## Sizes in bytes\n\n" + "\n".join(lines) + "\n\n" + note)
     return "\n\n".join(parts) + "\n"
 
 

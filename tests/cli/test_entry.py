@@ -139,6 +139,14 @@ def test_traceback_shows_where_it_arose(doors, terminal):
     assert "in explode" in terminal.err
 
 
+def test_a_folder_with_files_is_refused_before_any_work(doors, terminal, tmp_path, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("mine")
+    monkeypatch.setattr("mezzotint.cli.entry.call", lambda *_: pytest.fail("worked before it looked"))
+    assert "already exists" in terminal.refused("level", "--method", "first", "--out", tmp_path / "full")
+    assert (tmp_path / "full" / "x").read_text() == "mine"
+
+
 def test_a_file_in_the_way_of_the_output_is_wrong_input(doors, terminal, tmp_path):
     (tmp_path / "file").touch()
     assert "is a file, not a folder" in terminal.refused("level", "--method", "first", "--out", tmp_path / "file" / "x")

@@ -243,6 +243,36 @@ def test_a_text_pipeline_with_a_unet_is_quantised_too():
     assert any(isinstance(m, QuantLinear) for m in made.pipe.unet.modules())
 
 
+def test_bytes_on_disk_and_in_memory_are_told_apart():
+    pipe = tiny_dit_pipe()
+    for executor, more in (("fused", 0.3), ("integer", 1.0), ("simulate", 4.0)):
+        made = q_dit.quantise(pipe, rounding="rtn", **QUICK | {"executor": executor})
+        layers = [module for module in made.pipe.transformer.modules() if isinstance(module, QuantLinear)]
+        told = made.resident_bytes
+        weights = sum(layer.in_features * layer.out_features for layer in layers)
+        assert made.bytes == sum(layer.held_bytes() for layer in layers)
+        assert made.to_json()["resident_bytes"] == told >= made.bytes + more * weights * (executor != "fused")
+        outputs(made.pipe.transformer, dit_inputs(2))
+        assert sum(layer.resident_bytes() for layer in layers) == told
+
+
+@pytest.mark.parametrize("make", [sd3, flux, unet])
+def test_fused_projections_are_quantised_in_the_place_of_what_they_stand_for(make):
+    network, inputs = make()
+    before = outputs(network, inputs)
+    network.fuse_qkv_projections()
+    names = {target.name.rpartition(".")[2] for target in find_targets(network)}
+    assert "to_qkv" in names
+    recipe = Recipe(Precision(8), Precision(8), group=8, method="gptq")
+    made, _ = quantise_network(network, recipe, calibration=inputs, **SIMULATE)
+    assert (outputs(made, inputs) - before).norm() < 0.1 * before.norm()
+
+
+def test_a_text_pipeline_without_prompts_is_warned_of():
+    with pytest.warns(UserWarning, match="calibrating on the empty prompt"):
+        q_dit.quantise(tiny_sd(), **QUICK)
+
+
 def test_what_cannot_be_quantised_is_refused_before_any_work():
     pipe = tiny_dit_pipe()
     network = pipe.transformer

@@ -12,10 +12,12 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from mezzotint.methods.q_dit import executors
 from mezzotint.methods.q_dit.executors import fused as fused_module
 from mezzotint.methods.q_dit.executors import integer, native, operands
 from mezzotint.methods.q_dit.executors.native import LEVELS, Library
 from mezzotint.methods.q_dit.executors.operands import IntegerInput, IntegerWeight, encode_input, zero_point_terms
+from mezzotint.methods.q_dit.executors.simulate import Simulate
 from mezzotint.methods.q_dit.linear import QuantLinear, share_inputs
 from mezzotint.methods.q_dit.packing import StoredWeight
 from mezzotint.methods.q_dit.quantiser import Codes, LayerSpec, Precision, quantise, ranges_to_grid
@@ -454,6 +456,26 @@ class TestTheLayer:
         other.bias += 1
         assert torch.equal(layer(x), expected)
         assert_close(other(x), expected + 1)
+
+    @pytest.mark.parametrize("weight", [2, 3, 4, 6, 8])
+    @pytest.mark.parametrize("library", [None, pytest.param(LIBRARY, marks=BUILT)])
+    def test_a_simulation_may_leave_its_weight_packed(self, weight, library):
+        layer = make_layer(make_spec(64, weight=weight))
+        x = draw(5, 192)
+        lean = Simulate(layer.stored_weight(), layer.spec, dense=False, library=library)
+        assert torch.equal(lean.multiply(lean.prepare(x, None), layer.bias), layer(x))
+        assert lean.resident_bytes() == (0 if library is None else 70 * 3 * 4)
+
+    @BUILT
+    def test_without_an_integer_unit_nothing_is_kept_in_float(self, monkeypatch):
+        monkeypatch.setattr(LIBRARY, "best", LEVELS.index("avx2"))
+        monkeypatch.setattr(executors, "has_onednn", lambda _: False)
+        layer = make_layer(make_spec(64, weight=4))
+        lean = again(layer, "auto")
+        x = draw(5, 192)
+        assert torch.equal(lean(x), layer(x))
+        assert lean.running() == "simulate"
+        assert lean.resident_bytes() == layer.held_bytes() + 70 * 3 * 4, "zero points as integers, no float32 weight"
 
     def test_resident_bytes_are_those_of_the_tensors_and_the_executor(self):
         layer = make_layer(make_spec(64, weight=4))

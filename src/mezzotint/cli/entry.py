@@ -139,6 +139,8 @@ def _run_generated(verb: Verb, words: list[str]) -> int:
     name, rest = _take_method(verb, words)
     described = form(verb.choices[name], generated=True)
     values = parse(described, rest, prog=f"mezzotint {verb.name}")
+    if described.saves:
+        terminal.check_free(values["out"])
     if described.loads:
         values["pipe"] = None if values["model"] is None else _load(values)
     result = call(described, values)
@@ -160,4 +162,6 @@ def _saved(result: Any, values: dict[str, Any]) -> Any:
         raise terminal.UsageError(f"this verb gives a {type(result).__name__}, which has no file: leave --out away")
     result.save(terminal.folder(out))
     data = terminal.plain(result)
-    return {"out": str(out), **(data if isinstance(data, dict) else {"result": data})}
+    written = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
+    size = {"disk_bytes": sum(written)} if written else {}
+    return {"out": str(out), **size, **(data if isinstance(data, dict) else {"result": data})}

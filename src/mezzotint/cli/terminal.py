@@ -129,6 +129,16 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
+def check_free(path: Path | None) -> None:
+    """Refuse a folder with something in it as a place for results, before any work is done.
+
+    Raises:
+        UsageError: it holds files.
+    """
+    if path is not None and path.is_dir() and any(path.iterdir()):
+        raise UsageError(f"{path} already exists: give another --out, or remove it first")
+
+
 def folder(path: Path) -> Path:
     """Create the folder that will hold ``path``.
 

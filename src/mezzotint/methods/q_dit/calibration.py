@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -110,7 +111,8 @@ def collect(
 
     Args:
         pipe: full-precision pipeline; called as it is, and stopped when every picture was looked at.
-        prompts: texts or class indices, used in turn; for class-conditional models random ones when empty.
+        prompts: texts or class indices, used in turn; when empty, random classes for class-conditional models, and for
+            others the empty prompt, with a warning.
         samples: how many inputs.
         steps: sampling steps; DDIM for models with discrete timesteps, otherwise the pipeline's own scheduler.
         guidance: guidance scale.
@@ -119,7 +121,7 @@ def collect(
         visits: see `draw_visits`.
 
     Raises:
-        ValueError: numbers below 1, or no prompts for a pipeline that needs them.
+        ValueError: numbers below 1.
     """
     if min(samples, steps, batch_size) < 1:
         raise ValueError(f"samples, steps and batch_size must be at least 1, got {samples}, {steps}, {batch_size}")
@@ -201,6 +203,10 @@ def _asked(pipe: Any, prompts: Sequence[Any], samples: int, seed: int) -> list[A
         return [given[k % len(given)] for k in range(samples)]
     classes = sorted(set(labels.values())) if labels else range(_class_count(pipe))
     if not classes:
+        warnings.warn(
+            "calibrating on the empty prompt: give prompts like those that will be drawn (prompts=, --prompts)",
+            stacklevel=4,
+        )
         return [""] * samples
     drawn = torch.randint(len(classes), (samples,), generator=stream(seed, "calibration classes"))
     return [int(classes[k]) for k in drawn.tolist()]

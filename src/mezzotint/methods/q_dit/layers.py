@@ -24,6 +24,11 @@ _BLOCK = re.compile(r"^(.*?\b(?:\w*transformer_blocks)\.\d+)\.(.+)$")
 _QUERY = re.compile(r"\bto_([qkv])$")
 _ADDED = re.compile(r"\badd_[qkv]_proj$")
 LORA = "lora_"
+_FUSED = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,8 @@ def find_targets(network: nn.Module, *, names: Sequence[str] = (), modulation: b
         if not isinstance(modules[name], nn.Linear):
             kind = type(modules[name]).__name__
             raise ValueError(f"only nn.Linear can be quantised, but {name!r} is a {kind}: leave it out")
-    chosen = names or [name for name in _linear(modules) if _BLOCK.match(name) and not _embedder(name)]
+    idle = _idle(modules)
+    chosen = names or [n for n in _linear(modules) if _BLOCK.match(n) and not _embedder(n) and n not in idle]
     found = [_target(name, modules[name]) for name in chosen]
     kept = tuple(target for target in found if modulation or not target.modulation)
     if not kept:
@@ -163,6 +169,17 @@ def genes(
 
 def _linear(modules: Mapping[str, nn.Module]) -> list[str]:
     return [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+
+
+def _idle(modules: Mapping[str, nn.Module]) -> set[str]:
+    """Layers that a fused one stands for (`fuse_qkv_projections`): they are there, but nothing calls them."""
+    return {
+        f"{parent}.{name}"
+        for parent, module in modules.items()
+        for fused, names in _FUSED.items()
+        if getattr(module, "fused_projections", False) and hasattr(module, fused)
+        for name in names
+    }
 
 
 def _embedder(name: str) -> bool:

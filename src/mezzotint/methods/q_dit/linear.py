@@ -173,6 +173,10 @@ class QuantLinear(nn.Module):
         """Bytes in memory: buffers, bias, and what the executor has made from them by now."""
         return self.held_bytes() + (self._executor.resident_bytes() if self._executor else 0)
 
+    def executor_bytes(self) -> int:
+        """Bytes that its executor keeps beside the buffers, also before the first call."""
+        return (self._executor or self._made()).resident_bytes()
+
     def held_bytes(self) -> int:
         """Bytes of buffers and bias, which is also what a file stores."""
         return sum(t.numel() * t.element_size() for t in (*self.buffers(), *self.parameters()))
@@ -197,8 +201,11 @@ class QuantLinear(nn.Module):
             raise ValueError("a quantised layer gives no gradient: run it under torch.no_grad() or detach its input")
 
     def _choose(self) -> Executor:
-        self._executor = executor_for(self.executor, self.stored_weight(), self.spec, level=self.level)
+        self._executor = self._made()
         return self._executor
+
+    def _made(self) -> Executor:
+        return executor_for(self.executor, self.stored_weight(), self.spec, level=self.level)
 
     def _prepare(self, x: Tensor, executor: Executor) -> Any:
         def prepare() -> Any:

@@ -62,6 +62,9 @@ def unpack(packed: UInt8[Tensor, "*batch bytes"], bits: int, width: int) -> UInt
         raise ValueError(f"{width} codes of {bits} bits take {packed_bytes(width, bits)} bytes, got {packed.shape[-1]}")
     if bits == 8:
         return packed.clone()
+    if 8 % bits == 0:
+        shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+        return ((packed[..., None] >> shifts) & (2**bits - 1)).flatten(-2)[..., :width].contiguous()
     octets = torch.nn.functional.pad(packed, (0, -packed.shape[-1] % size)).unflatten(-1, (-1, size))
     words = (octets.long() << torch.arange(0, 8 * size, 8, device=packed.device)).sum(-1)
     codes = (words[..., None] >> torch.arange(0, bits * count, bits, device=packed.device)) & (2**bits - 1)

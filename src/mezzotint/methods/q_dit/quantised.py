@@ -21,8 +21,8 @@ class LayerReport:
         group: group size g.
         weight_error: ||W - What|| / ||W||, against the weight that was rounded (after smoothing, if any).
         output_error: ||Y - Yhat|| / ||Y|| on calibration inputs; None without calibration data.
-        bytes: resident bytes of the layer.
-        bytes_before: resident bytes of the layer that it replaces.
+        bytes: of codes, scales, zero points and bias, as they are stored.
+        bytes_before: bytes of the layer that it replaces.
     """
 
     name: str
@@ -51,13 +51,21 @@ class Quantised:
 
     @property
     def bytes(self) -> int:
-        """Resident bytes of the quantised layers."""
+        """Bytes of the quantised layers as they are stored, on disk and in memory."""
         return sum(layer.bytes for layer in self.report)
 
     @property
     def bytes_before(self) -> int:
-        """Resident bytes of the layers they replace."""
+        """Bytes of the layers they replace."""
         return sum(layer.bytes_before for layer in self.report)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the quantised layers in memory once they have run here, with what executors keep."""
+        from .layers import network_of
+        from .size import resident_bytes
+
+        return resident_bytes(network_of(self.pipe))
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the pipeline, as plain JSON values."""
@@ -65,6 +73,7 @@ class Quantised:
             "layers": len(self.report),
             "bytes": self.bytes,
             "bytes_before": self.bytes_before,
+            "resident_bytes": self.resident_bytes,
             **dict(self.facts),
             "report": [asdict(layer) for layer in self.report],
         }

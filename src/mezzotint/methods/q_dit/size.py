@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .linear import QuantLinear
 from .packing import stored_bytes
 
-__all__ = ["SizeReport", "disk_bytes", "quantised_layers", "size_report"]
+__all__ = ["SizeReport", "disk_bytes", "quantised_layers", "resident_bytes", "size_report"]
 
 _HALF = 2
 
@@ -71,6 +71,15 @@ def size_report(network: nn.Module, folder: str | Path | None = None) -> SizeRep
         half_once=_HALF * (dense + once),
         disk=None if folder is None else disk_bytes(folder),
     )
+
+
+def resident_bytes(network: nn.Module) -> int:
+    """Bytes of the quantised layers in memory when they have run where they are now.
+
+    Args:
+        network: its layers need not have run; nothing is kept that they have not made themselves.
+    """
+    return sum(layer.held_bytes() + layer.executor_bytes() for layer in quantised_layers(network).values())
 
 
 def quantised_layers(network: nn.Module) -> dict[str, QuantLinear]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,6 +22,8 @@ from .simulate import Simulate
 
 __all__ = ["EXECUTORS", "Executor", "executor_for"]
 
+_LONGEST_SUM = 2**15
+"""Channels whose products of bytes, and what is taken from them, surely fit into 32 bits."""
 EXECUTORS: tuple[str, ...] = ("simulate", "integer", "fused", "fast", "auto")
 
 
@@ -47,7 +48,8 @@ def executor_for(name: str, weight: StoredWeight, spec: LayerSpec, *, level: str
 
     Args:
         name: "auto" takes the fused kernels where this processor has an integer unit for them, else oneDNN where it
-            has one, else the simulation. "fused" falls back in that order too, with one warning.
+            has one, else the simulation, which then makes the float32 weight anew at every call (without a compiler,
+            on the processor, it is kept). "fused" falls back in that order too, with one warning.
         weight: of the layer, where it will be computed.
         spec: of the layer.
         level: instruction set of the fused kernels; "best" asks the processor.
@@ -61,15 +63,20 @@ def executor_for(name: str, weight: StoredWeight, spec: LayerSpec, *, level: str
         return Fast(weight, spec)
     # Fast mode is about activations: weight-only layers are computed as "auto" computes them.
     name = "auto" if name == "fast" else name
+    on_processor = weight.packed.device.type == "cpu"
     if name in {"fused", "auto"} and (library := _library(weight, spec, forced=name == "fused")) is not None:
         return Fused(weight, spec, library, level)
     exact = has_onednn(weight.packed.device) if name in {"fused", "auto"} else name == "integer"
-    return Integer(weight, spec) if exact and spec.activation.quantised else Simulate(weight, spec)
+    if exact and spec.activation.quantised:
+        return Integer(weight, spec)
+    library = native.library() if on_processor and name in {"fused", "auto"} else None
+    asked = name == "simulate" or (on_processor and library is None)
+    return Simulate(weight, spec, dense=asked, library=library)
 
 
 def _library(weight: StoredWeight, spec: LayerSpec, *, forced: bool) -> native.Library | None:
     """The kernels, if they are worth using."""
-    if weight.packed.device != torch.device("cpu"):
+    if weight.packed.device.type != "cpu" or spec.group > _LONGEST_SUM:
         return None
     library = native.library()
     fast_enough = library is not None and (library.best >= LEVELS.index("vnni") or not spec.activation.quantised)

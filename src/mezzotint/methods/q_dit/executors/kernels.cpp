@@ -478,6 +478,8 @@ TARGET_AMX void amx_products(const uint8_t* x, const Weight& w, const Panel& pan
     TILE_ZERO(1);
     TILE_ZERO(2);
     TILE_ZERO(3);
+    // Tile loads do not tell every compiler that they read memory: what was written before must stand there.
+    asm volatile("" ::: "memory");
     for (int64_t k = u * w.group; k < (u + 1) * w.group; k += 64) {
         const int8_t* codes = panel.aligned + k * PANEL + half * 4;
         TILE_LOAD(4, x + k, w.width);
