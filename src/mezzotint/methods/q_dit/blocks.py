@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .calibration import Calibration
 
@@ -87,13 +89,18 @@ class Chain:
         Replace the block's layers before asking for the next one.
         """
         for index, name in enumerate(self.order):
-            if index and name in self._linked:
+            if name in self._linked:
                 self._calls = [call.hidden(self._run(self.order[index - 1], call)) for call in self._calls]
-            else:
+                yield name, partial(self._over_calls, name)
+            elif self._linked.intersection(self.order[index + 1 : index + 2]):
                 self._calls = self._reach(name)
-            yield name, lambda name=name: self._all(name)  # type: ignore[misc]
+                yield name, partial(self._over_calls, name)
+            else:
+                # No block goes on from here, so nothing is kept: inputs of all batches can be larger than the model.
+                self._calls = []
+                yield name, partial(self._through, name)
 
-    def _all(self, name: str) -> None:
+    def _over_calls(self, name: str) -> None:
         for call in self._calls:
             self._run(name, call)
 
@@ -110,14 +117,26 @@ class Chain:
             calls.append(Call(args, kwargs))
             raise _ReachedError
 
-        handle = self.network.get_submodule(name).register_forward_pre_hook(stop, with_kwargs=True)
+        self._until(self.network.get_submodule(name).register_forward_pre_hook(stop, with_kwargs=True))
+        return calls
+
+    @torch.no_grad()
+    def _through(self, name: str) -> None:
+        """Run the network up to the end of a block on every batch."""
+
+        def stop(*_: Any) -> None:
+            raise _ReachedError
+
+        self._until(self.network.get_submodule(name).register_forward_hook(stop))
+
+    def _until(self, handle: RemovableHandle) -> None:
+        """Run the network on every batch until a hook stops it; the hook is removed."""
         try:
             for arguments in self.calibration.batches(self.batch_size):
                 with suppress(_ReachedError):
                     self.network(**arguments)
         finally:
             handle.remove()
-        return calls
 
 
 @torch.no_grad()
