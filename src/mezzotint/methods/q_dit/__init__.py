@@ -14,8 +14,9 @@ __all__ = ["CARD", "VERBS", "LayerReport", "Quantised", "quantise"]
 CARD = Card(
     slug="q_dit",
     title="Q-DiT",
-    claim="With 4-bit weights and 8-bit activations, scales for groups of channels with ranges measured at run time "
-    "keep a diffusion transformer closer to its full-precision self than one scale a row with static ranges does.",
+    claim="With 4-bit weights and 8-bit activations, GPTQ in groups of channels with activation ranges measured at run "
+    "time keeps a diffusion transformer closer to its full precision than rounding rows to nearest with static ranges "
+    "does.",
     paper="Chen, Meng, Tang, Ma, Jiang, Wang, Wang and Zhu. Q-DiT: Accurate Post-Training Quantization for Diffusion "
     "Transformers. CVPR 2025.",
     arxiv="2406.17343",
