@@ -6,6 +6,7 @@ call. Where oneDNN has no exact integer unit to use, `torch._int_mm` takes its p
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from .operands import IntegerInput, IntegerWeight, encode_input, zero_point_term
 __all__ = ["GroupProducts", "Integer", "has_onednn"]
 
 _CUDA_MULTIPLE = 32
-_CANCELLED = 3.0
-"""Zero points' terms over the output, by their norms: above it the sums are taken exactly (error 1e-6 at about 4)."""
+_CANCELLED = 16.0
+"""Zero points' terms over the output, by their norms, for one group: above it sums are taken exactly. With G groups the
+relative error is about 4e-8 sqrt(1 + G / 2) times that ratio (measured on layers of 195 to 4608 channels)."""
 
 
 def has_onednn(device: torch.device) -> bool:
@@ -78,7 +80,8 @@ class Integer:
 
     def __init__(self, weight: StoredWeight, spec: LayerSpec) -> None:
         self.spec = spec
-        self.shift = 2 ** (spec.activation.bits - 1)
+        self.middle = 2 ** (spec.activation.bits - 1)
+        self.cancelled = _CANCELLED / math.sqrt(1 + weight.scale.shape[1] / 2)
         found = IntegerWeight.of(weight)
         pieces = zip(found.codes.split(weight.group, dim=1), found.scale.unbind(1), strict=True)
         self.groups = [GroupProducts(codes, scale) for codes, scale in pieces]
@@ -94,22 +97,29 @@ class Integer:
 
     def multiply(self, prepared: IntegerInput, bias: Float[Tensor, " rows"] | None) -> Float[Tensor, "tokens rows"]:
         """The layer's output."""
-        terms = zero_point_terms(prepared, self.weight, shift=self.shift)
+        shift = self._shift(prepared)
+        terms = zero_point_terms(prepared, self.weight, shift=shift)
         out = terms.neg()
         for u, product in enumerate(self.groups):
-            out.addcmul_(product(self._piece(prepared, u), self.shift), prepared.scale[:, u : u + 1])
+            out.addcmul_(product(self._piece(prepared, u), shift), prepared.scale[:, u : u + 1])
         zero = self.weight.zero
-        if zero is not None and (out.is_cuda or terms.norm() > _CANCELLED * out.norm()):
-            out = self._exactly(prepared, zero)
+        if zero is not None and (out.is_cuda or terms.norm() > self.cancelled * out.norm()):
+            out = self._exactly(prepared, zero, shift)
         return out if bias is None else out.add_(bias)
 
-    def _exactly(self, prepared: IntegerInput, zero: Int32[Tensor, "rows groups"]) -> Float[Tensor, "tokens rows"]:
+    def _shift(self, prepared: IntegerInput) -> int:
+        """What products take from the codes of x: near the zero points the terms, and what cancels, are smallest."""
+        return self.middle if prepared.zero.is_cuda else round(float(prepared.zero.float().mean()))
+
+    def _exactly(
+        self, prepared: IntegerInput, zero: Int32[Tensor, "rows groups"], shift: int
+    ) -> Float[Tensor, "tokens rows"]:
         """The same group by group; whole numbers below 2^24 are exact in float32."""
-        rows = prepared.zero.float() - self.shift, prepared.total.float()
+        rows = prepared.zero.float() - shift, prepared.total.float()
         columns = self.weight.total.T.float(), zero.T.float()
         out = prepared.scale.new_zeros((prepared.codes.shape[0], len(zero)))
         for u, product in enumerate(self.groups):
-            whole = product(self._piece(prepared, u), self.shift, scaled=False)
+            whole = product(self._piece(prepared, u), shift, scaled=False)
             for row, column in zip(rows, columns, strict=True):
                 whole.addcmul_(row[:, u : u + 1], column[u], value=-1)
             out.addcmul_(whole.mul_(self.weight.scale[:, u]), prepared.scale[:, u : u + 1])
