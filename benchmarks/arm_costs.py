@@ -30,7 +30,7 @@ from mezzotint.methods.multibooth.world import CONCEPTS
 from mezzotint.runtime import environment
 
 RESULTS = Path(__file__).parent / "results"
-COUNTS = (0, 1, 2, 3, 5)
+COUNTS = (0, 1, 2, 3, 4, 5)
 
 
 def binding_arms(pipe: Any, guidance: float) -> tuple[int, dict[str, Callable[[], Any]]]:

@@ -13,7 +13,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from mezzotint import files
 from mezzotint.diffusion import Condition, Denoiser, Predictor
-from mezzotint.methods import multibooth
+from mezzotint.methods import multibooth, q_dit
 from mezzotint.methods.multibooth import base, encoder, learning, normalisation, templates
 from mezzotint.methods.multibooth.finetuned import summed
 from mezzotint.methods.multibooth.objective import Learnt, Objective, Prior, gathered, reconstruction
@@ -267,6 +267,48 @@ def test_a_qformer_looks_at_picture_and_noun_and_has_a_head_for_each_width():
     with torch.no_grad():
         network.network.get_input_embeddings().weight.neg_()
     assert not torch.allclose(network(features)[0], one), "another noun, another embedding"
+
+
+def test_v_is_the_mean_of_the_query_outputs_alone():
+    torch.manual_seed(0)
+    network = encoder.QFormer(encoder.Shape(3, 2, 16, 4), noun=2, features=12, widths=[16]).eval()
+    seen = []
+    network.network.register_forward_hook(lambda _, __, output: seen.append(output.last_hidden_state))
+    (v,) = network(torch.randn(2, 5, 12))
+    assert seen[0].shape == (2, 5, 16), "three queries and two tokens of the noun"
+    torch.testing.assert_close(v, seen[0][:, :3].mean(1))
+    assert not torch.allclose(v, seen[0].mean(1))
+
+
+@pytest.mark.parametrize(("width", "hidden", "layers"), [(16, 16, 2), (768, 768, 12), (1024, 768, 12), (4096, 768, 12)])
+def test_a_qformer_is_never_wider_than_bert_base(width, hidden, layers):
+    shape = encoder.Shape.of(width)
+    assert (shape.hidden, shape.layers) == (hidden, layers)
+
+
+@pytest.mark.parametrize("where", ["given", "of the pipeline"])
+def test_an_image_encoder_is_looked_through_and_left_alone(where):
+    own = stable_diffusion()
+    own.set_progress_bar_config(disable=True)
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                              image_size=8, patch_size=4)  # fmt: skip
+    vision = CLIPVisionModel(config).eval()
+    before = sums(vision)
+    if where == "of the pipeline":
+        own.image_encoder = vision
+    given = {"vision": vision} if where == "given" else {}
+    found = learning.learn_concept(own, photos(), options(), progress=False, **given)
+    assert sums(vision) == before
+    assert [value.requires_grad for value in vision.parameters()] == [True] * len(list(vision.parameters()))
+    plain = learn(own, encoder="free")
+    assert not torch.allclose(found.embeddings[0], plain.embeddings[0])
+
+
+def test_a_quantised_model_is_refused_with_what_to_do(pipe):
+    small = q_dit.quantise(pipe, weights=8, group="auto", rounding="rtn").pipe
+    with pytest.raises(ValueError, match="is quantised: learn on the original model"):
+        learn(small)
 
 
 def test_latents_are_cut_into_at_most_64_patches_without_losing_a_number():

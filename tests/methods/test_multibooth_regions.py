@@ -19,9 +19,12 @@ from mezzotint.methods.multibooth import Concept, base, boxes, placeholder, regi
 from mezzotint.methods.multibooth import regional_experiment as experiment
 from mezzotint.methods.multibooth.boxes import Box, auto_boxes, coverage, position_weights
 from mezzotint.methods.multibooth.finetuned import summed
+from mezzotint.methods.multibooth.learning import learn_concept
+from mezzotint.methods.multibooth.options import Options
 from mezzotint.methods.multibooth.placement import arranged, customised
 from mezzotint.methods.multibooth.region_prompts import region_prompts
 from mezzotint.methods.multibooth.world import CONCEPTS
+from tests.methods.test_binding import pixart
 
 PROMPT = "a <S> cube and a <V> ball"
 LEFT, RIGHT, ALL = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)
@@ -89,16 +92,19 @@ def test_without_concepts_no_bit_changes(pipe):
 
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
 @pytest.mark.parametrize("layers", ["all", "cross"])
-def test_one_box_over_everything_is_ordinary_lora_inference(pipe, guidance, layers):
+@pytest.mark.parametrize("how", ["mean", "concat"])
+def test_one_box_over_everything_is_ordinary_lora_inference(pipe, guidance, layers, how):
     """Invariant 10: in both halves, so with guidance and without."""
     one, prompt = concept(pipe, layers=layers), "a <S> cube"
+    once = {"guidance_scale": guidance, "num_inference_steps": 1}
     with summed(pipe, [one]).applied(pipe):
-        wanted = latents(pipe, prompt, guidance_scale=guidance)
+        wanted = latents(pipe, prompt, **once)
     with placeholder.spoken(pipe, [one]):
-        plain = latents(pipe, prompt, guidance_scale=guidance)
-    with multibooth.place(pipe, prompt, [one], boxes=[ALL]):
-        torch.testing.assert_close(latents(pipe, prompt, guidance_scale=guidance), wanted, **WIDE)
-    assert (wanted - plain).abs().max() > 0.01
+        plain = latents(pipe, prompt, **once)
+    with multibooth.place(pipe, prompt, [one], boxes=[ALL], text_mix=how):
+        found = latents(pipe, prompt, **once)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert (wanted - plain).abs().max() > 2e-4
 
 
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
@@ -390,6 +396,104 @@ def test_concepts_of_one_placeholder_meet_under_new_ones(sd15, pair, tmp_path):
         arranged(PROMPT, [pair[0], same])
 
 
+def test_a_base_prompt_that_is_too_long_for_a_concept_is_an_error(sd15, pair):
+    long = f"a <S> cube beside {'abcdefgh ' * 12}and a <V> ball"
+    with (
+        pytest.raises(ValueError, match="'<V>' is cut off"),
+        multibooth.place(sd15, long, pair, region_prompts=["a <S> cube", "a <V> ball"]),
+    ):
+        pytest.fail("it was taken")
+
+
+def test_one_name_for_two_concepts_is_refused_on_the_command_line(sd15, pair, tmp_path):
+    for number, one in enumerate(pair):
+        one.save(tmp_path / str(number))
+    asked = tuple(f"a={tmp_path}/{number}" for number in range(2))
+    with (
+        pytest.raises(ValueError, match="--concept names <a> more than once"),
+        multibooth.EFFECT.attach(sd15, ["a <a> cube"], concept=asked),
+    ):
+        pytest.fail("one of them was dropped")
+
+
+def test_image_prompt_adapters_leave_the_text_alone(sd15, pair, monkeypatch):
+    with multibooth.place(sd15, PROMPT, pair):
+        wanted = latents(sd15)
+    monkeypatch.setattr(sd15.unet, "encoder_hid_proj", torch.nn.Identity(), raising=False)
+    with (
+        pytest.raises(ValueError, match="encoder_hid_proj, which is not supported"),
+        multibooth.place(sd15, PROMPT, pair),
+    ):
+        pytest.fail("the text is projected")
+    sd15.unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
+    try:
+        with multibooth.place(sd15, PROMPT, pair):
+            sd15.unet.encoder_hid_proj = None
+            sd15.unet.register_to_config(encoder_hid_dim_type=None)
+            assert torch.equal(latents(sd15), wanted)
+    finally:
+        sd15.unet.register_to_config(encoder_hid_dim_type=None)
+
+
+@pytest.fixture(scope="module")
+def pixart_pipe():
+    made = pixart()
+    for value in made.transformer.parameters():
+        if value.ndim > 1:
+            value.data = normal(*value.shape, seed=1) / value[0].numel() ** 0.5
+    return made
+
+
+class TestTextEncodersThatLookElsewhere:
+    """T5 names one token table and reads another module of the same weight; PixArt turns prompts into lower case."""
+
+    @staticmethod
+    def drawn(pipe, prompt, *, images=1, guidance=4.5):
+        noise = torch.cat([normal(1, 4, 8, 8, seed=k) for k in range(images)])
+        options = {"use_resolution_binning": False, "clean_caption": False, "num_inference_steps": 2}
+        return pipe(
+            prompt, latents=noise, num_images_per_prompt=images, output_type="latent", height=16, width=16,
+            guidance_scale=guidance, **options,
+        ).images  # fmt: skip
+
+    @pytest.mark.parametrize("guidance", [1.0, 4.5])
+    @pytest.mark.parametrize("images", [1, 2])
+    def test_a_box_over_everything_is_ordinary_lora_inference(self, pixart_pipe, guidance, images):
+        one, prompt = concept(pixart_pipe, "<s>", layers="cross"), "a <s> cube"
+        branches = ("cond",) if guidance == 1 else None
+        with summed(pixart_pipe, [one]).applied(pixart_pipe):
+            wanted = self.drawn(pixart_pipe, prompt, images=images, guidance=guidance)
+        with multibooth.place(pixart_pipe, prompt, [one], boxes=[ALL], branches=branches):
+            torch.testing.assert_close(
+                self.drawn(pixart_pipe, prompt, images=images, guidance=guidance), wanted, **WIDE
+            )
+        other = replace(one, embeddings=tuple(-5 * vector for vector in one.embeddings))
+        with multibooth.place(pixart_pipe, prompt, [other], boxes=[ALL], branches=branches):
+            assert not torch.allclose(self.drawn(pixart_pipe, prompt, images=images, guidance=guidance), wanted, **WIDE)
+
+    def test_a_word_that_is_never_read_is_refused(self, pixart_pipe):
+        one = concept(pixart_pipe, "<S>", layers="cross")
+        with (
+            pytest.raises(ValueError, match=r"T5EncoderModel never read '<S>'.*lower case"),
+            multibooth.place(pixart_pipe, "a <S> cube", [one]),
+        ):
+            pytest.fail("its vector would not matter")
+
+    def test_learning_moves_the_word_or_is_refused(self, pixart_pipe):
+        options = Options(
+            class_word="cube", steps=3, rank=1, batch_size=1, encoder="free", templates=("a {}",), learning_rate=1e-2,
+            regulariser=0.0, weight_decay=0.0, layers="cross",
+        )  # fmt: skip
+        pictures = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        learnt = learn_concept(pixart_pipe, pictures, replace(options, placeholder="<s>"), progress=False)
+        noun = pixart_pipe.tokenizer("cube", add_special_tokens=False).input_ids[0]
+        start = pixart_pipe.text_encoder.get_input_embeddings().weight[noun]
+        cosine = torch.nn.functional.cosine_similarity(learnt.embeddings[0], start.detach(), dim=0)
+        assert cosine < 1 - 1e-6
+        with pytest.raises(ValueError, match="never read '<S>'"):
+            learn_concept(pixart_pipe, pictures, options, progress=False)
+
+
 def test_strips_follow_the_order_of_the_prompt(pair):
     found = arranged("a <V> ball beside a <S> cube", pair)
     assert {each.concept.placeholder: each.box.x0 for each in found.placed} == {"<V>": 0.0, "<S>": 0.5}
@@ -404,6 +508,8 @@ def test_strips_follow_the_order_of_the_prompt(pair):
             ["A photo of my old <S> dog, in Paris", "A photo of a fluffy <V> cat, in Paris"],
         ),
         ("<S> and <V>", ["<S>", "<V>"]),
+        ("a <S> doggy and a <V> sleepy cat on a mat", ["a <S> doggy on a mat", "a <V> sleepy cat on a mat"]),
+        ("two <S> dogs and a <V> kitten", ["two <S> dogs", "a <V> kitten"]),
         ("big <S> dog <V> cat", ["big <S> dog", "<V> cat"]),
         ("in a room with <S> dogs, a tree and <V> cat", ["in a room with <S> dogs", "in a room with <V> cat"]),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -126,6 +127,7 @@ def place(
     weights: Mapping[str, float] | Sequence[float] | None = None,
     text_mix: Literal["concat", "mean", "sum"] = "concat",
     self_lora: Literal["regional", "off"] = "regional",
+    branches: tuple[str, ...] | None = None,
 ) -> Iterator[Any]:
     """Until the block ends, the pipeline makes pictures with several learnt concepts, each in its box.
 
@@ -142,21 +144,23 @@ def place(
         region_prompts: what each box shows; the concept's phrase in the prompt's shared context when not given.
         weights: the concepts' shares where boxes overlap, divided by their sum there; equal when not given.
         text_mix: how region and base prompt are joined: concat reads the tokens of both; mean, or the paper's sum, adds
-            them token by token, which shows the first concept in every box.
+            them token by token, with the words of both prompts in each other's places.
         self_lora: LoRA of self-attention inside the boxes, or off.
+        branches: names of the parts of a guided batch, in order; asked of the pipeline when not given. Pipelines that
+            do not tell whether they guide (PixArt) need ("cond",) when they do not.
 
     Yields:
         A `placement.Placement`: every concept's box, prompt and weight.
 
     Raises:
         ValueError: a concept of another base model, twice the same placeholder, a placeholder that its region prompt
-            does not name or the text encoder does not see, boxes or weights that are none, or a pipeline without
+            does not name or the text encoder does not read, boxes or weights that are none, or a pipeline without
             cross-attention.
     """
     from .placement import arranged, placed
 
     found = arranged(prompt, concepts, boxes=boxes, region_prompts=region_prompts, weights=weights)
-    with placed(pipe, found, text_mix=text_mix, self_lora=self_lora):
+    with placed(pipe, found, text_mix=text_mix, self_lora=self_lora, branches=branches):
         yield found
 
 
@@ -176,7 +180,10 @@ def _act(pipe: Any, prompts: Sequence[str], *, concept: tuple[str, ...] = ()) ->
     different = list(dict.fromkeys(prompts))
     if len(different) > 1:
         raise ValueError("concepts are placed for one prompt at a time: add --batch-size 1")
-    with place(pipe, different[0], dict(_named(each) for each in concept)):
+    named = [_named(each) for each in concept]
+    if twice := [name for name, count in Counter(name for name, _ in named).items() if count > 1]:
+        raise ValueError(f"--concept names {twice[0]} more than once: give every concept a name of its own")
+    with place(pipe, different[0], dict(named)):
         yield
 
 

@@ -11,6 +11,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from mezzotint.attention.sites import backbone, located_sites
 
 from .concept import Concept
@@ -39,6 +41,12 @@ class TextPart:
     def table(self) -> Any:
         """The encoder's token table, a module whose `weight` is [words, width]."""
         return self.encoder.get_input_embeddings()
+
+    @property
+    def lookups(self) -> list[Any]:
+        """Every module that looks tokens up in that table: T5 reads it through another one than it names."""
+        weight = self.table.weight
+        return [part for part in self.encoder.modules() if isinstance(part, nn.Embedding) and part.weight is weight]
 
     @property
     def width(self) -> int:

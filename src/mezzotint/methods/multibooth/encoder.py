@@ -21,6 +21,7 @@ from torch import Tensor, nn
 __all__ = ["Free", "QFormer", "Shape", "image_features", "patches", "pooled"]
 
 _MOST_PATCHES = 64
+_BASE = 768
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,10 @@ class Shape:
 
     @classmethod
     def of(cls, width: int, *, queries: int = 16, layers: int | None = None) -> Shape:
-        """BERT-base beside text encoders of its width, two layers beside small ones."""
-        heads = next(count for count in (width // 64, 4, 2, 1) if count and width % count == 0)
-        return cls(queries, layers or (12 if width >= 768 else 2), width, heads)
+        """BERT-base beside text encoders of its width and wider ones, two layers beside small ones."""
+        hidden = min(width, _BASE)
+        heads = next(count for count in (hidden // 64, 4, 2, 1) if count and hidden % count == 0)
+        return cls(queries, layers or (12 if hidden == _BASE else 2), hidden, heads)
 
 
 class QFormer(nn.Module):
@@ -149,4 +151,4 @@ def image_features(
     size, weight = int(vision.config.image_size), next(vision.parameters())
     resized = F.interpolate(pictures, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
     mean, std = (resized.new_tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
-    return vision(((resized - mean) / std).to(weight)).last_hidden_state.float()
+    return vision(((resized - mean) / std).to(weight)).last_hidden_state.float().to(pictures.device)

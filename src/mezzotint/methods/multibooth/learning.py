@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mezzotint import files
 from mezzotint.attention.sites import backbone
+from mezzotint.diffusion import Condition
 from mezzotint.training import Config, Run, fit, lora
 from mezzotint.zoo.saving import seeded
 
@@ -94,17 +95,20 @@ class _Making:
     words: Placeholders
     encoder: nn.Module
     lengths: tuple[float, ...]
+    digest: str
 
     @classmethod
     def start(cls, pipe: Any, pictures: Tensor, options: Options, vision: Any) -> _Making:
         words = Placeholders(pipe, [options.placeholder])
         lengths = class_lengths(pipe, options.class_word)
         shapes = projections(pipe, options.layers)
+        _refuse_integers(backbone(pipe), shapes)
+        digest = _digest(pictures)
         pictures = torch.cat([pictures, pictures.flip(-1)]) if options.flip else pictures
         subject = Subject.of(pipe, pictures, word=options.placeholder, class_word=options.class_word, vision=vision)
         for prompt in _contexts(options):
             words.check_prompt(prompt)
-        made = cls(pipe, options, subject, words, encode(pipe, subject, options), lengths)
+        made = cls(pipe, options, subject, words, encode(pipe, subject, options), lengths, digest)
         lora.add(backbone(pipe), rank=options.rank, targets=list(shapes), name=ADAPTER, seed=options.seed)
         return made
 
@@ -113,11 +117,19 @@ class _Making:
         adapter = {f"lora.{name}": value for name, value in lora.parameters(network, ADAPTER).items()}
         learnt = Learnt(options.placeholder, _contexts(options), self.encoder, self.lengths if options.acn else None)
         objective = Objective(self.pipe, self.words, [learnt], penalty=options.regulariser)
+        self._see_that_the_word_is_read()
         self.encoder.train()
         place = None if folder is None else folder / "training"
         trained: dict[str, Any] = {"encoder": self.encoder, **adapter}
         config = _configured(options)
         return fit(objective, trained, gathered([self.subject]), config, folder=place, progress=progress)
+
+    @torch.no_grad()
+    def _see_that_the_word_is_read(self) -> None:
+        parts = text_parts(self.pipe)
+        self.words.vectors[self.options.placeholder] = tuple(part.table.weight[0].detach() for part in parts)
+        Condition.from_prompt(self.pipe, list(_contexts(self.options)[:1]))
+        self.words.check_read()
 
     def finish(self, done: Run) -> Concept:
         network, options = backbone(self.pipe), self.options
@@ -240,7 +252,7 @@ def _remember(folder: Path | None, made: _Making) -> None:
     if folder is None:
         return
     path = folder / "learning.json"
-    facts = {**made.options.to_json(), "pictures": _digest(made.subject), "base": fingerprint(made.pipe)}
+    facts = {**made.options.to_json(), "pictures": made.digest, "base": fingerprint(made.pipe)}
     if path.is_file():
         known = files.read_json(path)
         if changed := sorted(key for key in facts if key != "steps" and known.get(key) != facts[key]):
@@ -248,7 +260,14 @@ def _remember(folder: Path | None, made: _Making) -> None:
     files.write_json(path, facts)
 
 
-def _digest(subject: Subject) -> str:
-    """Names the pictures of a run, by their latents."""
-    rounded = (subject.mean * 64).round().to(torch.int32).cpu().contiguous()
+def _digest(pictures: Float[Tensor, "count 3 height width"]) -> str:
+    """Names the pictures of a run, by their pixels in 8 bits."""
+    rounded = (pictures.float() * 255).round().to(torch.uint8).cpu().contiguous()
     return hashlib.sha256(rounded.numpy().tobytes()).hexdigest()[:16]
+
+
+def _refuse_integers(network: nn.Module, names: Iterable[str]) -> None:
+    """Quantised layers give no gradient."""
+    for name in names:
+        if not hasattr(network.get_submodule(name), "weight"):
+            raise ValueError(f"layer {name!r} is quantised: learn on the original model and place on this one")

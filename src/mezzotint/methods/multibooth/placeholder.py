@@ -9,6 +9,7 @@ leaving takes hooks and copies away. Vectors may carry gradients (Textual Invers
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -50,6 +51,7 @@ class Placeholders:
     Attributes:
         words: the placeholders.
         vectors: what each of them looks up; may be changed at any time, and must be set before a prompt names it.
+        read: (number of the text encoder, placeholder) of all that were looked up so far.
 
     Args:
         pipe: a diffusers pipeline with one or two text encoders.
@@ -64,6 +66,7 @@ class Placeholders:
             raise ValueError(f"every concept needs a placeholder of its own, got {', '.join(words)}")
         self.pipe, self.words = pipe, tuple(words)
         self.vectors: dict[str, Vectors] = {}
+        self.read: set[tuple[int, str]] = set()
         self._parts = text_parts(pipe)
         self._tokenizers = [taught(part.tokenizer, words) for part in self._parts]
 
@@ -76,7 +79,8 @@ class Placeholders:
                 setattr(self.pipe, part.tokenizer_name, tokenizer)
                 exchange = _Exchange(self, place, part, self._ids(tokenizer))
                 stack.callback(part.encoder.register_forward_pre_hook(exchange.ids, with_kwargs=True).remove)
-                stack.callback(part.table.register_forward_hook(exchange.rows).remove)
+                for lookup in part.lookups:
+                    stack.callback(lookup.register_forward_hook(exchange.rows).remove)
             yield
 
     def check_prompt(self, prompt: str, words: Sequence[str] | None = None) -> None:
@@ -90,7 +94,7 @@ class Placeholders:
             ValueError: a placeholder is absent, or cut off because the prompt is longer than the encoder's window.
         """
         for tokenizer in self._tokenizers:
-            limit = min(int(tokenizer.model_max_length), 100_000)
+            limit = min(int(tokenizer.model_max_length), _longest(self.pipe), 100_000)
             kept = set(tokenizer(prompt, truncation=True, max_length=limit).input_ids)
             ids = self._ids(tokenizer)
             for word in self.words if words is None else words:
@@ -101,6 +105,19 @@ class Placeholders:
                         f"{word!r} is cut off: the prompt has more than the {limit} tokens that the text encoder "
                         "reads; shorten it or name the concept earlier"
                     )
+
+    def check_read(self) -> None:
+        """See that every text encoder has looked up every placeholder.
+
+        Raises:
+            ValueError: one has not, for instance because the pipeline turns prompts into lower case.
+        """
+        for place, part in enumerate(self._parts):
+            if missed := [word for word in self.words if (place, word) not in self.read]:
+                raise ValueError(
+                    f"{type(part.encoder).__name__} never read {missed[0]!r}: {type(self.pipe).__name__} changes "
+                    "prompts before it reads them; choose a placeholder in lower case, such as '<s>'"
+                )
 
     def _ids(self, tokenizer: Any) -> dict[str, int]:
         return {word: int(tokenizer.convert_tokens_to_ids(word)) for word in self.words}
@@ -138,6 +155,13 @@ def noun_ids(part: TextPart, noun: str) -> list[int]:
     return ids
 
 
+def _longest(pipe: Any) -> int:
+    """Tokens that a pipeline reads of a prompt if it says so itself, as those with T5 do."""
+    encode = getattr(pipe, "encode_prompt", None)
+    told = None if encode is None else inspect.signature(encode).parameters.get("max_sequence_length")
+    return told.default if told is not None and isinstance(told.default, int) else 100_000
+
+
 class _Exchange:
     """The two hooks of one text encoder."""
 
@@ -167,6 +191,7 @@ class _Exchange:
             here = self.found.reshape(output.shape[:-1]) == number
             if bool(here.any()):
                 output = torch.where(here[..., None], self._vector(word, output), output)
+                self.owner.read.add((self.place, word))
         return output
 
     def _vector(self, word: str, like: Tensor) -> Tensor:

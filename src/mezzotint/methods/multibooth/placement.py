@@ -137,13 +137,21 @@ def _boxes(prompt: str, names: Sequence[str], inline: Sequence[Sides | None], bo
 
 @contextmanager
 def placed(
-    pipe: Any, placement: Placement, *, text_mix: TextMix = "concat", self_lora: SelfLora = "regional"
+    pipe: Any,
+    placement: Placement,
+    *,
+    text_mix: TextMix = "concat",
+    self_lora: SelfLora = "regional",
+    branches: tuple[str, ...] | None = None,
 ) -> Iterator[Placement]:
     """Install a placement on a pipeline; see `mezzotint.multibooth.place`."""
     with spoken(pipe, [each.concept for each in placement.placed]) as words:
         for each in placement.placed:
             words.check_prompt(each.prompt, [each.concept.placeholder])
-        with install(pipe, *edits(pipe, customised(pipe, placement, text_mix), self_lora)):
+        words.check_prompt(placement.prompt, [word for word in words.words if word in placement.prompt])
+        read = customised(pipe, placement, text_mix)
+        words.check_read()
+        with install(pipe, *edits(pipe, read, self_lora), branches=branches):
             yield placement
 
 
@@ -185,6 +193,7 @@ def _as_layers_read(network: Any, texts: Tensor) -> Tensor:
     texts = texts.to(network.dtype)
     if getattr(network, "caption_projection", None) is not None:
         return network.caption_projection(texts)
-    if getattr(network, "encoder_hid_proj", None) is not None:
+    adapters = getattr(network.config, "encoder_hid_dim_type", None) == "ip_image_proj"
+    if getattr(network, "encoder_hid_proj", None) is not None and not adapters:
         raise ValueError(f"{type(network).__name__} projects its text by an encoder_hid_proj, which is not supported")
     return texts

@@ -6,7 +6,8 @@ one's is shared, what stands between is left out.
     a photo of a <S> dog and a fluffy <V> cat on the beach
     -> <S>: a photo of a <S> dog on the beach        <V>: a photo of a fluffy <V> cat on the beach
 
-A concept's phrase is the placeholder with the class noun behind it, and the words before it back to an article.
+A concept's phrase is the placeholder with the class noun behind it, and the words before it back to an article. Where
+another word than the class noun stands behind it ("<S> cubes", "<V> toy ball"), the phrase goes on to the next border.
 """
 
 from __future__ import annotations
@@ -55,7 +56,18 @@ def _named(prompt: str, placeholder: str, noun: str) -> tuple[int, int]:
         )
     stop = places[0] + len(placeholder)
     behind = re.match(rf"\s+{re.escape(noun)}\b", prompt[stop:], re.IGNORECASE)
-    return places[0], stop + (behind.end() if behind else 0)
+    return places[0], stop + behind.end() if behind else _end(prompt, stop)
+
+
+def _end(prompt: str, place: int) -> int:
+    """Where a phrase ends whose noun is another word, "<V> toy ball": before the first word that cannot be in it."""
+    stop = place
+    for match in re.finditer(r"[^\s,;:.]+|[,;:.]", prompt[place:]):
+        word = match.group().lower()
+        if word in _BORDERS or word in _DETERMINERS or not word[0].isalnum():
+            break
+        stop = place + match.end()
+    return stop
 
 
 def _start(prompt: str, place: int) -> int:

@@ -48,7 +48,7 @@ def mixed_text(
     """c_i from t_i and t_base (equation 5).
 
     Adding them token by token pairs words that do not belong together: in "a <S> cone and a <V> cube" the first concept
-    stands where the second one's region prompt, "a <V> cube", has its own. Every region then reads the first concept.
+    stands where the second one's region prompt, "a <V> cube", has its own. The second one is then mostly missing.
     Attention does not ask for the place of a token, so side by side is a mean without that fault: with the same text
     twice every softmax is over doubled keys, which is the softmax over the keys.
 
