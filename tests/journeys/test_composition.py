@@ -8,9 +8,10 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import mezzotint
-from mezzotint.files import read_settings
+from mezzotint.files import read_settings, write_image
 from mezzotint.methods import align_your_steps, binding, multibooth, q_dit, splam
 from mezzotint.methods.multibooth import Concept, base
 from mezzotint.methods.splam.sampling import generate
@@ -168,3 +169,32 @@ def test_the_command_line_puts_them_together_and_makes_the_same_bytes_again(term
     assert "of a learnt concept" in terminal.refused(*common, "--concept", f"a={tmp_path}", "--out", tmp_path / "x.png")
     assert "row by row" in terminal.refused(*common, "--disclip", "--strict", "--out", tmp_path / "x.png")
     assert "ATTRIBUTE:NOUN" in terminal.refused(*common, "--binding", "red", "--out", tmp_path / "x.png")
+
+
+def test_what_is_learnt_from_pictures_is_drawn_where_it_is_put(terminal, sd_folder, tmp_path):
+    """The README's two commands: learn a thing from a folder, then name it in a prompt with its box."""
+    (tmp_path / "photos").mkdir()
+    pixels = np.random.default_rng(0)
+    for number in range(3):
+        picture = Image.fromarray(pixels.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        write_image(tmp_path / "photos" / f"{number}.png", picture)
+    few = ("--steps", 3, "--rank", 2, "--queries", 2, "--encoder-layers", 2, "--learning-rate", 0.01)
+    for out, seed in (("mine", 0), ("other", 1)):
+        terminal(
+            "learn", "--model", sd_folder, "--images", tmp_path / "photos", "--class-word", "cube", "--seed", seed,
+            "--out", tmp_path / out, *few,
+        )  # fmt: skip
+    files = [path for path in (tmp_path / "mine").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
+    made = {}
+    for name, folder, box in (
+        ("left", "mine", "0,0,0.5,1"),
+        ("right", "mine", "0.5,0,1,1"),
+        ("other", "other", "0,0,0.5,1"),
+    ):
+        made[name] = tmp_path / f"{name}.png"
+        asked = ("--concept", f"a={tmp_path / folder}@{box}", "--steps", 2, "--out", made[name])
+        terminal("sample", "a <a> cube and a ball", "--model", sd_folder, *asked)
+    pictures = {name: path.read_bytes() for name, path in made.items()}
+    assert len(set(pictures.values())) == 3, "the thing and its place both count"
+    assert terminal.json("rerun", made["left"])["same_bytes"] is True
