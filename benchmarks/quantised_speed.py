@@ -234,7 +234,7 @@ def markdown(results: dict[str, Any]) -> str:
         parts.append(f"## {title}, one guided step\n\n{table(results['network'])}")
     if "sizes" in results:
         ways = list(next(iter(results["sizes"].values()))["run"])
-        header = ["network", "on disk", "of 16 bits", "loaded", *(f"after a {way} call" for way in ways)]
+        header = ["network", "on disk", "of 16 bits", "loaded", *(f"run by {way}" for way in ways)]
         lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
         for name, row in results["sizes"].items():
             taken = " | ".join(f"{row['run'][way]:,}" for way in ways)
