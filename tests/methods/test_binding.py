@@ -638,7 +638,7 @@ def test_settings_out_of_range_are_refused(settings, message):
         ({"cube": (0, 0, 1, 1)}, "masks have nothing for 'orb'"),
         (torch.ones(4, 4), r"masks must be \[bindings, height, width\]"),
         (torch.ones(3, 4, 4), r"masks must be \[bindings, height, width\]"),
-        (torch.full((2, 4, 4), float("nan")), "NaN everywhere"),
+        (torch.full((2, 4, 4), float("nan")), "masks must be finite everywhere"),
         (torch.full((2, 4, 4), -1.0), "at least 0"),
         ({"cube": torch.ones(4), "orb": (0, 0, 1, 1)}, "two dimensions"),
         ({"cube": torch.ones(4, 4), "orb": torch.ones(5, 5)}, "one size"),

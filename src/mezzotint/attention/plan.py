@@ -127,6 +127,8 @@ class Plan:
         guided = [getattr(each.pipe, "do_classifier_free_guidance", None) for each in self.installations]
         if guided.count(False) > 0:
             return ("cond",)
+        if any("InstructPix2Pix" in type(each.pipe).__name__ for each in self.installations):
+            return ("cond", "image", "uncond")
         return ("cond", "uncond") if type(self.model).__name__ == "DiTTransformer2DModel" else ("uncond", "cond")
 
     def check(self, edits: tuple[Edit, ...], branches: Branches | None) -> None:

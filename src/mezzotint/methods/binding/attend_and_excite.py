@@ -19,7 +19,7 @@ from torch import Tensor
 from mezzotint.attention.sites import Grid
 
 from .focusing import bound, require_text_attention, syntaxes
-from .latent_steps import Progress, Rule, descend, stepping
+from .latent_steps import Progress, Rule, descend, repeated, stepping
 from .resolve import Named, words_named
 from .words import Syntax
 
@@ -79,7 +79,7 @@ def excite(
     """The rule by which latents are moved.
 
     Args:
-        subjects: token indices of every subject of every row.
+        subjects: token indices of every subject of every prompt.
         first: see `excitation`.
         scale: alpha_t = scale * sqrt(s), where s falls linearly from 1 to 0.5 over the trajectory.
         part: of the trajectory in which latents are moved.
@@ -88,7 +88,7 @@ def excite(
     """
 
     def losses(maps: Tensor) -> Tensor:
-        found = excitation(maps, subjects, first=first)
+        found = excitation(maps, repeated(subjects, len(maps)), first=first)
         return torch.stack([(1 - each).max() if len(each) else maps.new_zeros(()) for each in found])
 
     def rule(latents: Tensor, progress: Progress, maps_of: Callable[[Tensor], Tensor]) -> Tensor:
@@ -123,7 +123,6 @@ def attend_and_excite(
     bindings: Sequence[Any] | None = None,
     parser: Any = None,
     subjects: Sequence[Any] | None = None,
-    images: int = 1,
     grid: Grid | None = None,
     scale: float = 20.0,
     part: float = 0.5,
@@ -139,7 +138,6 @@ def attend_and_excite(
         parser: as for `focus`.
         subjects: what must be attended to, words named as for `focus`, one list a prompt; all nouns when None. Name the
             things alone where the prompt has surroundings ("on a gray floor"), which are everywhere and no maximum.
-        images: number of images for each prompt, `num_images_per_prompt`.
         grid: height and width of the attention maps; the one that plays the role of 16x16 when not given.
         scale: see `excite`.
         part: see `excite`.
@@ -159,7 +157,7 @@ def attend_and_excite(
     named = [subjects] * len(prompts) if single or subjects is None else list(subjects)
     if len(named) != len(prompts):
         raise ValueError(f"subjects must have one list a prompt: {len(prompts)} prompts, {len(named)} lists")
-    tokens = [_tokens(pipe, syntax, some) for syntax, some in zip(parsed, named, strict=True) for _ in range(images)]
+    tokens = [_tokens(pipe, syntax, some) for syntax, some in zip(parsed, named, strict=True)]
     rule = excite(
         tokens, first=_first(pipe), scale=scale, part=part, thresholds=thresholds, refinements=refinements
     )  # fmt: skip

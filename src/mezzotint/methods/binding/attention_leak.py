@@ -39,6 +39,7 @@ ARMS: dict[str, Mode | None] = {"stock": None, "FCA": "averaged", "FCA online": 
 _SMALLEST = 8
 _VISIBLE = 12
 _NOTHING = 1e-12
+_MEASURED = ("share", "inside", "mass")
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +110,13 @@ class Leak:
 
     Attributes:
         share: `own_share` by timestep and scene, mean over bindings and layers of at least 8x8 cells.
+        inside: share of all attention to an attribute that is inside its own object, the background counted.
         mass: share of all attention that an attribute token gets, mean over cells, bindings and the same layers.
         overlap: intersection over union of the nouns' focus with their objects, of the arm that records maps.
     """
 
     share: Float[Tensor, "timesteps rows"]
+    inside: Float[Tensor, "timesteps rows"]
     mass: Float[Tensor, "timesteps rows"]
     overlap: Float[Tensor, " rows"] | None = None
 
@@ -162,8 +165,10 @@ def _watched(pipe: Any, noised: NoisedScenes, edits: Sequence[Edit]) -> Leak:
         if min(grid) >= _SMALLEST:
             owners = noised.links.owners.to(shares)
             mass = torch.einsum("rqk,rbk->rbq", shares.mean(1)[..., : owners.shape[2]], owners)
-            share = own_share(mass, _on_grid(noised.masks, grid)).mean(1)
-            seen.append(torch.stack([share, mass.mean((1, 2))]))
+            masks = _on_grid(noised.masks, grid)
+            share = own_share(mass, masks).mean(1)
+            inside = ((mass * masks).sum(-1) / mass.sum(-1).clamp_min(_NOTHING)).mean(1)
+            seen.append(torch.stack([share, inside, mass.mean((1, 2))]))
 
     found = []
     with install(pipe, *edits, Observe(look, kind="cross", branch="cond"), branches=("cond",)):
@@ -172,8 +177,8 @@ def _watched(pipe: Any, noised: NoisedScenes, edits: Sequence[Edit]) -> Leak:
             noisy = denoiser.levels.add_noise(noised.latents, noised.noise, timestep)
             denoiser.model_output(noisy, timestep, noised.cond)
             found.append(torch.stack(seen).mean(0))
-    share, mass = torch.stack(found, 1).cpu()
-    return Leak(share, mass)
+    share, inside, mass = torch.stack(found, 1).cpu()
+    return Leak(share, inside, mass)
 
 
 def _overlap(maps: Tensor, attention: FocusedAttention, noised: NoisedScenes, *, tau: float) -> Float[Tensor, " rows"]:
@@ -190,8 +195,8 @@ def _on_grid(masks: Float[Tensor, "rows bindings height width"], grid: Grid) -> 
 
 def _joined(parts: Sequence[Leak]) -> Leak:
     overlaps = [part.overlap for part in parts if part.overlap is not None]
-    share, mass = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("share", "mass"))
-    return Leak(share, mass, torch.cat(overlaps) if overlaps else None)
+    share, inside, mass = (torch.cat([getattr(part, name) for part in parts], 1) for name in _MEASURED)
+    return Leak(share, inside, mass, torch.cat(overlaps) if overlaps else None)
 
 
 def _owners(told: Caption) -> tuple[int, ...]:

@@ -42,7 +42,8 @@ ARMS: tuple[tuple[str, Kind, str], ...] = (
         "E3: cosine of picture and caption, CLIP-like encoders trained without swapped captions",
     ),
 )
-SHARE, LEAK = "attribute attention inside its object", "attribute attention that leaks"
+SHARE, LEAK = "attribute attention on objects that is on its own", "attribute attention that leaks"
+INSIDE = "attribute attention inside its object"
 MASS, OVERLAP = "attention to an attribute", "focus on nouns, IoU"
 MAIN, ABLATED = "held-out prompts", "ablations"
 _HARDER, _CEILING, _EVEN = 0.10, 0.03, 0.02
@@ -110,6 +111,8 @@ def _attention(trial: Experiment, pipe: Any, seeds: Sequence[int], size: Size) -
         trial.measure(SHARE, table, unit="rate", direction="higher", at=timestep, axis="timestep", counted="renders")
     whole = {arm: found.mean(0) for arm, found in shares.items()}
     trial.measure(SHARE, whole, unit="rate", direction="higher", group="all timesteps", counted="renders")
+    inside = {arm: torch.stack([run[arm].inside for run in runs], 1).mean(0) for arm in attention_leak.ARMS}
+    trial.measure(INSIDE, inside, unit="rate", direction="higher", group="all timesteps", counted="renders")
     leaks = {arm: (1 - found).clamp_min(0) for arm, found in whole.items()}
     trial.measure(LEAK, leaks, unit="rate", direction="lower", group="all timesteps", counted="renders")
     if abs(float(whole["stock"].mean()) - 0.5) < _EVEN:

@@ -64,6 +64,7 @@ class FocusedAttention:
         self.recording, self.masking = False, options.mode != "averaged"
         self._maps = maps
         self._unknown: float | None = None
+        self.pictures: int | None = None
         self._cache: dict[Hashable, Any] = {}
 
     def edits(self) -> tuple[Edit, ...]:
@@ -101,6 +102,7 @@ class FocusedAttention:
 
     def rest(self) -> None:
         """Drop masks and recorded maps; the report stays."""
+        self.pictures = None
         self._cache.clear()
         self.recorder.reset()
         self.masking = self.options.mode != "averaged"
@@ -146,7 +148,7 @@ class FocusedAttention:
         """Maps, and the weights with which they make up each binding's focus."""
         if self._maps is None:
             raise ValueError("there are no focus maps: call the pipeline, which records them, or `use` your own")
-        maps = self._maps.to(device).repeat_interleave(_repeats(rows, len(self._maps)), dim=0)
+        maps = self._maps.to(device).repeat_interleave(self._repeats(rows, len(self._maps)), dim=0)
         if self.options.mode == "oracle":
             return maps, links.groups
         return maps, links.groups @ links.heads[..., self.heads.to(device)]
@@ -187,15 +189,19 @@ class FocusedAttention:
     def _links(self, rows: int, keys: int, device: torch.device) -> Links:
         found = "links", rows, keys, device
         if found not in self._cache:
-            repeated = self.links.repeat(_repeats(rows, len(self.links.owners)))
+            repeated = self.links.repeat(self._repeats(rows, len(self.links.owners)))
             self._cache[found] = repeated.spread(keys, self.links.bindings).on(device)
         return self._cache[found]
 
-
-def _repeats(rows: int, given: int) -> int:
-    count, rest = divmod(rows, given)
-    if rest or not count:
-        raise ValueError(
-            f"{rows} pictures are sampled where {given} are bound: call the pipeline with the same prompts"
-        )
-    return count
+    def _repeats(self, rows: int, given: int) -> int:
+        count, rest = divmod(rows, given)
+        if rest or not count:
+            raise ValueError(
+                f"{rows} pictures are sampled where {given} are bound: call the pipeline with the same prompts"
+            )
+        if self.pictures not in (None, rows):
+            raise ValueError(
+                f"a pass has {rows} rows of this guidance branch where {self.pictures} pictures are drawn: the "
+                "pipeline stacks its batch in a way that is not known here, so its rows cannot be told apart"
+            )
+        return count

@@ -77,6 +77,7 @@ class _Run:
         if attention is None or installation is None:
             return call(**arguments)
         attention.begin()
+        attention.pictures = len(self.prompts) * _images(self.pipe, arguments)
         with installation.passing("cond") if unguided(self.pipe, arguments) else nullcontext():
             try:
                 if attention.options.mode == "averaged":
@@ -112,12 +113,13 @@ def bound(pipe: Any, syntax: Syntax) -> Bound:
     text = _as_read(pipe, syntax)
     tokenizers = [each for each in (getattr(pipe, name, None) for name in ("tokenizer", "tokenizer_2")) if each]
     spans = [token_indices(tokenizer, text, length=_window(pipe)) for tokenizer in tokenizers]
-    if any(each != spans[0] for each in spans):
-        raise ValueError(f"the two tokenizers of the pipeline cut {syntax.prompt!r} differently: it cannot be bound")
     pairs = tuple(dict.fromkeys((binding.attribute, binding.head) for binding in syntax.bindings))
+    words = {number for pair in pairs for number in pair}
+    if any(each[number] != spans[0][number] for each in spans for number in words):
+        raise ValueError(f"the two tokenizers of the pipeline cut {syntax.prompt!r} differently: it cannot be bound")
     acting = tuple(i for i, (attribute, head) in enumerate(pairs) if spans[0][attribute] and spans[0][head])
-    words = tuple(word.text for word in syntax.words)
-    return Bound(syntax.prompt, words, spans[0], pairs, acting, tuple(part.text for part in syntax.constituents))
+    texts = tuple(word.text for word in syntax.words)
+    return Bound(syntax.prompt, texts, spans[0], pairs, acting, tuple(part.text for part in syntax.constituents))
 
 
 def require_text_attention(pipe: Any) -> None:
@@ -126,6 +128,11 @@ def require_text_attention(pipe: Any) -> None:
     Raises:
         ValueError: there is no tokenizer, no cross-attention, or the network changes the text's tokens.
     """
+    if any(base.__name__ in {"PAGMixin", "StableDiffusionSAGPipeline"} for base in type(pipe).__mro__):
+        raise ValueError(
+            f"{type(pipe).__name__} exchanges attention processors while it draws, which leaves no room for others: "
+            "use the pipeline without perturbed or self-attention guidance"
+        )
     if getattr(pipe, "tokenizer", None) is None:
         raise ValueError(f"{type(pipe).__name__} has no tokenizer: a class-conditional model has no words to bind")
     network = backbone(pipe)
@@ -155,11 +162,19 @@ def _as_read(pipe: Any, syntax: Syntax) -> Syntax:
     return replace(syntax, prompt=lowered, words=words)
 
 
+def _images(pipe: Any, arguments: dict[str, Any]) -> int:
+    """Pictures of a prompt that a call asks for."""
+    parameter = inspect.signature(type(pipe).__call__).parameters.get("num_images_per_prompt")
+    usual = 1 if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
+    return int(arguments.get("num_images_per_prompt", usual) or 1)
+
+
 def _swapped(arguments: dict[str, Any], embeds: dict[str, Any]) -> dict[str, Any]:
     for name in ("prompt_embeds", "clip_skip"):
         if arguments.get(name) is not None:
             raise ValueError(f"disclip makes the embeddings itself: leave {name} away, or give focus disclip=False")
-    return arguments | {"prompt": None} | embeds
+    second = {"prompt_2": None} if "prompt_2" in arguments else {}
+    return arguments | {"prompt": None} | second | embeds
 
 
 def _require_prompts(arguments: dict[str, Any], prompts: tuple[str, ...]) -> None:

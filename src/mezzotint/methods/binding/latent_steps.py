@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,9 @@ from mezzotint.runtime.patching import replaced
 from .maps import MapRecorder
 from .passes import Call, calling, position, unguided
 
-__all__ = ["Losses", "Moved", "Progress", "Rule", "descend", "grid_like_16", "stepping"]
+__all__ = ["Losses", "Moved", "Progress", "Rule", "descend", "grid_like_16", "repeated", "stepping"]
+
+T = TypeVar("T")
 
 Maps = Float[Tensor, "rows tokens height width"]
 Losses = Callable[[Maps], Float[Tensor, " rows"]]
@@ -66,6 +68,22 @@ def descend(
             return found, torch.zeros_like(point)
         (gradient,) = torch.autograd.grad(found.sum(), point)
     return found.detach(), gradient
+
+
+def repeated(items: Sequence[T], rows: int) -> list[T]:
+    """What belongs to each prompt, for every picture of it: `num_images_per_prompt` times in a row.
+
+    Args:
+        items: one a prompt.
+        rows: pictures that are drawn.
+
+    Raises:
+        ValueError: they are no multiple of the prompts.
+    """
+    images, rest = divmod(rows, len(items))
+    if rest or not images:
+        raise ValueError(f"{rows} pictures are drawn where {len(items)} prompts were given: give both the same prompts")
+    return [item for item in items for _ in range(images)]
 
 
 def grid_like_16(model: Any, latent: Grid) -> Grid:

@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from .report import Bound
@@ -22,17 +24,19 @@ def given_maps(masks: Any, prompts: Sequence[Bound], bindings: int) -> Float[Ten
     """One map for each binding of each prompt or picture.
 
     Args:
-        masks: for one prompt, a mapping from a head (its word or its word index) to a mask [height, width] or a box
-            (left, top, right, bottom) in 0..1, or a tensor [bindings, height, width] in the order of the bindings; for
-            several prompts a sequence of these, or a tensor [prompts or pictures, bindings, height, width].
+        masks: for one prompt, a mapping from a head (its word or its word index) to a mask [height, width], an array or
+            a picture too, or a box (left, top, right, bottom) in 0..1, or a tensor [bindings, height, width] in the
+            order of the bindings; for several prompts a sequence of these, or a tensor [prompts or pictures, bindings,
+            height, width].
         prompts: what is bound.
         bindings: number of bindings of the fullest prompt.
 
     Raises:
-        ValueError: a mask is missing, of another rank or size, negative, or nowhere a number.
+        ValueError: a mask is missing, of another rank or size, negative, or somewhere no number.
     """
     if masks is None:
         raise ValueError("mode oracle needs masks: a mask or a box for each head")
+    masks = _tensors(masks)
     if isinstance(masks, Tensor):
         maps = masks if masks.ndim == 4 else masks[None]
         if maps.ndim != 4 or maps.shape[1] != bindings or maps.shape[0] % len(prompts):
@@ -47,6 +51,18 @@ def given_maps(masks: Any, prompts: Sequence[Bound], bindings: int) -> Float[Ten
     size = _size(each)
     rows = [_of_prompt(given, bound, bindings, size) for given, bound in zip(each, prompts, strict=True)]
     return _checked(torch.stack(rows))
+
+
+def _tensors(masks: Any) -> Any:
+    """Arrays and pictures as tensors, wherever they stand; a picture's grey values become 0..1."""
+    if isinstance(masks, Mapping):
+        return {head: _tensors(mask) for head, mask in masks.items()}
+    if isinstance(masks, Image.Image):
+        return torch.from_numpy(np.asarray(masks.convert("L"), dtype=np.float32) / 255)
+    if isinstance(masks, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(masks)).float()
+    numbers = isinstance(masks, Sequence) and all(isinstance(each, (int, float)) for each in masks)
+    return masks if isinstance(masks, Tensor) or numbers else [_tensors(each) for each in masks]
 
 
 def box(left: float, top: float, right: float, bottom: float, *, size: tuple[int, int]) -> Float[Tensor, "h w"]:
@@ -120,8 +136,8 @@ def _entries(given: Any) -> list[tuple[Any, int]]:
 
 
 def _checked(maps: Tensor) -> Tensor:
-    if maps.flatten(2).isnan().all(-1).any():
-        raise ValueError("a mask is NaN everywhere")
+    if not maps.isfinite().all():
+        raise ValueError("masks must be finite everywhere, got NaN or infinity")
     if (maps < 0).any():
         raise ValueError("masks must be at least 0 everywhere")
     return maps

@@ -6,9 +6,9 @@ import difflib
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from mezzotint.worlds.scenes.captions import Caption, Span
 
@@ -22,7 +22,9 @@ Named: TypeAlias = str | int | tuple[int, int]
 
 
 def syntax_of(
-    prompt: str, bindings: Sequence[tuple[Named, Named]] | None = None, parser: Parser | None = None
+    prompt: str,
+    bindings: Any = None,  # pairs of Named; lists from JSON and what is none are told apart below
+    parser: Parser | None = None,
 ) -> Syntax:
     """The structure of a prompt.
 
@@ -44,11 +46,30 @@ def syntax_of(
                 stacklevel=2,
             )
         return parsed
-    pairs = {pair for attribute, noun in bindings for pair in _pairs(parsed.words, attribute, noun)}
+    pairs = {pair for attribute, noun in _named_pairs(bindings) for pair in _pairs(parsed.words, attribute, noun)}
     given = tuple(Binding(attribute, head) for attribute, head in sorted(pairs))
     _require_no_circle(parsed.words, given)
     phrases = parsed.constituents or tuple(_phrases_of(prompt, parsed.words, given))
     return replace(parsed, bindings=given, constituents=phrases)
+
+
+def _named_pairs(bindings: Any) -> list[tuple[Named, Named]]:
+    """The pairs that were given; spans may be lists, as JSON has them.
+
+    Raises:
+        ValueError: they are no pairs.
+    """
+    found = None if isinstance(bindings, (str, Mapping)) else list(bindings)
+    if found is None or not all(_is_pair(each) for each in found):
+        raise ValueError(
+            f"bindings must be pairs (attribute, noun), such as [('red', 'cube')], got {bindings!r}; for several "
+            "prompts one such list a prompt"
+        )
+    return [tuple(tuple(word) if isinstance(word, list) else word for word in pair) for pair in found]  # type: ignore[misc]
+
+
+def _is_pair(given: Any) -> bool:
+    return isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
 
 
 def syntax_of_caption(caption: Caption) -> Syntax:

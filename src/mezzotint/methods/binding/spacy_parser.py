@@ -1,7 +1,8 @@
 """A dependency parser that the user has installed: spaCy. Optional; nothing is ever downloaded.
 
-Bindings come from four relations: (i) `amod`; (ii) an adjective behind a copula (`acomp`, `attr`) describes the
-verb's subject; (iii) an adjective joined to an attribute (`conj`) describes the same noun; (iv) a `compound` or `nmod`
+Bindings come from four relations: (i) `amod`, of an adjective that is one itself ("navy blue suit") the noun of that;
+(ii) an adjective behind a copula (`acomp`, `attr`) describes the verb's subjects, for a relative pronoun what it stands
+for; (iii) an adjective joined to an attribute (`conj`) describes the same noun; (iv) a `compound` or `nmod`
 that is a colour or a material describes what it is put before.
 """
 
@@ -80,11 +81,21 @@ def _bound(token: Any) -> Iterator[tuple[Any, Any]]:
 def _heads(token: Any) -> tuple[Any, ...]:
     head = token.head
     if token.dep_ == "amod":
-        return (head,)
+        return _heads(head) if head.pos_ == "ADJ" and head.dep_ == "amod" else (head,)
     if token.dep_ in {"acomp", "attr"} and token.pos_ == "ADJ" and head.lemma_ == "be":
-        return tuple(child for child in head.children if child.dep_ == "nsubj" and child.pos_ in {"NOUN", "PROPN"})
+        return tuple(noun for child in head.children if child.dep_ == "nsubj" for noun in _meant(child))
     if token.dep_ == "conj" and token.pos_ == "ADJ" and head is not token:
         return _heads(head)
     if token.dep_ in {"compound", "nmod"} and token.lemma_.lower() in lexicon().substances:
         return (head,)
     return ()
+
+
+def _meant(subject: Any) -> tuple[Any, ...]:
+    """The nouns that a subject names: itself and those joined to it, or what its relative pronoun stands for."""
+    verb = subject.head
+    if subject.pos_ == "PRON" and verb.dep_ in {"relcl", "acl:relcl"}:
+        return (verb.head,)
+    if subject.pos_ not in {"NOUN", "PROPN"}:
+        return ()
+    return (subject, *(noun for child in subject.children if child.dep_ == "conj" for noun in _meant(child)))

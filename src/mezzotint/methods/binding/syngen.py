@@ -20,7 +20,7 @@ from torch import Tensor
 from mezzotint.attention.sites import Grid
 
 from .focusing import bound, require_text_attention, syntaxes
-from .latent_steps import Progress, Rule, descend, stepping
+from .latent_steps import Progress, Rule, descend, repeated, stepping
 from .report import Bound
 
 __all__ = ["Pair", "divergence", "pair_loss", "pairs_of", "separate", "syngen"]
@@ -77,7 +77,7 @@ def separate(pairs: Sequence[Sequence[Pair]], *, scale: float = 20.0, part: floa
     """The rule by which latents are moved.
 
     Args:
-        pairs: of every row.
+        pairs: of every prompt.
         scale: step size.
         part: of the trajectory in which latents are moved (25 of 50 steps).
     """
@@ -85,7 +85,10 @@ def separate(pairs: Sequence[Sequence[Pair]], *, scale: float = 20.0, part: floa
     def losses(maps: Tensor) -> Tensor:
         zero = maps.new_zeros(())
         return torch.stack(
-            [sum((pair_loss(maps[row], pair) for pair in found), start=zero) for row, found in enumerate(pairs)]
+            [
+                sum((pair_loss(own, pair) for pair in found), start=zero)
+                for own, found in zip(maps, repeated(pairs, len(maps)), strict=True)
+            ]
         )
 
     def rule(latents: Tensor, progress: Progress, maps_of: Callable[[Tensor], Tensor]) -> Tensor:
@@ -103,7 +106,6 @@ def syngen(
     *,
     bindings: Sequence[Any] | None = None,
     parser: Any = None,
-    images: int = 1,
     grid: Grid | None = None,
     scale: float = 20.0,
     part: float = 0.5,
@@ -115,7 +117,6 @@ def syngen(
         prompt: one or several.
         bindings: as for `focus`.
         parser: as for `focus`.
-        images: number of images for each prompt, `num_images_per_prompt`.
         grid: height and width of the attention maps; the one that plays the role of 16x16 when not given.
         scale: step size.
         part: of the trajectory in which latents are moved.
@@ -127,8 +128,7 @@ def syngen(
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     given = [bindings] if isinstance(prompt, str) and bindings is not None else bindings
     each = [pairs_of(bound(pipe, syntax)) for syntax in syntaxes(prompts, given, parser)]
-    pairs = [found for found in each for _ in range(images)]
-    with stepping(pipe, prompts, separate(pairs, scale=scale, part=part), grid=grid):
+    with stepping(pipe, prompts, separate(each, scale=scale, part=part), grid=grid):
         yield
 
 
