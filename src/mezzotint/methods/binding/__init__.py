@@ -78,7 +78,7 @@ def focus(
 
     Inside, call the pipeline with the same prompt. In mode averaged a call runs twice from the same noise: once plainly
     to see where the nouns are looked at, without callbacks, and once masked. A prompt with nothing to bind gives the
-    plain pipeline's picture, bit for bit, at its cost.
+    plain pipeline's picture, bit for bit, at its cost (but not in mode online_strict or with disclip).
 
     Args:
         pipe: a diffusers pipeline with cross-attention to a text (Stable Diffusion, SDXL, PixArt ...).

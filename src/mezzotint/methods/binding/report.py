@@ -95,7 +95,7 @@ class BindingReport:
 
     @property
     def bindings(self) -> int:
-        """Number of bindings that act; 0 means that the pictures are the plain pipeline's."""
+        """Number of bindings that act; with 0 of them no mask is made."""
         return sum(len(bound.acting) for bound in self.prompts)
 
     def note(self, layer: str, grid: tuple[int, int], step: int | None, account: Account) -> None:
