@@ -198,3 +198,16 @@ def test_what_is_learnt_from_pictures_is_drawn_where_it_is_put(terminal, sd_fold
     pictures = {name: path.read_bytes() for name, path in made.items()}
     assert len(set(pictures.values())) == 3, "the thing and its place both count"
     assert terminal.json("rerun", made["left"])["same_bytes"] is True
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_bind_reads_the_prompt_itself(terminal, sd_folder, tmp_path):
+    asked = ("sample", "a red cube and a blue ball", "--model", sd_folder, "--steps", 2, "--out")
+    terminal(*asked, tmp_path / "plain.png")
+    assert "->" not in terminal.err
+    terminal(*asked, tmp_path / "bound.png", "--bind")
+    assert "red -> cube" in terminal.err
+    assert "blue -> ball" in terminal.err
+    assert read_settings(tmp_path / "bound.png")["methods"] == ["binding"]
+    assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "bound.png").read_bytes()
+    assert terminal.json("rerun", tmp_path / "bound.png")["same_bytes"] is True
