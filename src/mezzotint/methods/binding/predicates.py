@@ -80,10 +80,11 @@ def _takes_adjective(tagged: Reading, index: int) -> bool:
 
 
 def _apposition(tagged: Reading, comma: int) -> Predicate | None:
-    """Adjectives behind their noun: "a dog, black and fluffy, sits", "a canoe, red, drifts", "a scarf, red with"."""
+    """Adjectives behind their noun: "a dog, black and fluffy, sits", "a car, red, parked by", "a scarf, red with"."""
     start = _after_quantifier(tagged, comma + 1)
     first = _adjectives_end(tagged, start)
-    acts = tagged.text(first) == "," and (tagged.tag(first + 1) in {"V", "I"} or start > comma + 1)
+    parted = tagged.text(first + 1).endswith("ed") and tagged.tag(first + 2) == "I"
+    acts = tagged.text(first) == "," and (tagged.tag(first + 1) in {"V", "I"} or parted or start > comma + 1)
     if tagged.tag(comma - 1) == "N" and first > start and (acts or tagged.text(first) in {"with", "in"}):
         return Predicate(comma, tuple(k for k in range(start, first) if tagged.tag(k) == "A"), resultative=True)
     last = _adjectives_end(tagged, first + 1)
