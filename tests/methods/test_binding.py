@@ -483,6 +483,22 @@ def _right_half(seen):
     return seen.unflatten(2, (side, side))[:, :, :, side // 2 :]
 
 
+def test_masks_do_not_depend_on_autocast_or_on_the_precision_of_their_maps(tiny):
+    maps = (0.3 + 2e-3 * normal(2, 16, 16)).half()  # as near to tau as bfloat16 would round
+    maps[:, 0, 0], maps[:, -1, -1] = 1, 0
+
+    def kept(masks, *, autocast):
+        with focus(tiny, mode="oracle", masks=masks, tau=0.3) as report:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                draw(tiny, steps=1)
+            return [(entry.layer, entry.fraction) for entry in report.kept]
+
+    whole = kept(maps.float(), autocast=False)
+    assert len({fraction for _, fraction in whole}) > 2
+    assert kept(maps.float(), autocast=True) == whole
+    assert kept(maps, autocast=False) == whole
+
+
 def test_masks_act_in_their_part_of_the_trajectory(tiny):
     with focus(tiny, mode="online", steps=(0.25, 0.75)) as report:
         draw(tiny, steps=4)

@@ -123,8 +123,9 @@ class FocusedAttention:
             return self._online(call, query.detach(), key.detach())
         place = call.site.name, call.branch, call.grid, len(query), key.shape[2], query.dtype, query.device
         if place not in self._cache:
-            # Made outside inference mode, so that passes with gradients can share it.
-            with torch.inference_mode(mode=False), torch.no_grad():
+            # Made outside inference mode, so that passes with gradients can share it; autocast would round the focus.
+            whole = torch.autocast(query.device.type, enabled=False)
+            with torch.inference_mode(mode=False), torch.no_grad(), whole:
                 self._cache[place] = self._of_grid(call, query, key.shape[2])
         return self._cache[place]
 
@@ -148,7 +149,8 @@ class FocusedAttention:
         """Maps, and the weights with which they make up each binding's focus."""
         if self._maps is None:
             raise ValueError("there are no focus maps: call the pipeline, which records them, or `use` your own")
-        maps = self._maps.to(device).repeat_interleave(self._repeats(rows, len(self._maps)), dim=0)
+        precision = torch.promote_types(self._maps.dtype, torch.float32)
+        maps = self._maps.to(device, precision).repeat_interleave(self._repeats(rows, len(self._maps)), dim=0)
         if self.options.mode == "oracle":
             return maps, links.groups
         return maps, links.groups @ links.heads[..., self.heads.to(device)]
