@@ -1,6 +1,7 @@
 """`sample`, `show` and `rerun` on real pipelines of tiny size."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -244,3 +245,18 @@ def test_wrong_requests_are_refused_before_anything_is_written(terminal, tmp_pat
     monkeypatch.chdir(tmp_path)
     assert said in terminal.refused("sample", *words)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(("--guidance", "7.5"), "guidance_scale must be 1 for this model"), (("--negative", "blurry"), "negative prompt")],
+)
+def test_what_a_distilled_model_cannot_follow_is_refused(sample, terminal, sd_folder, tmp_path, words, said):
+    folder = tmp_path / "four"
+    shutil.copytree(sd_folder, folder)
+    facts = {"recommended": {"guidance_scale": 1.0}, "distillation": {"options": {"mode": "splam"}}}
+    (folder / "metrics.json").write_text(json.dumps(facts))
+    assert said in terminal.refused("sample", "a", "--model", folder, "--out", tmp_path / "x.png", *words)
+    assert not (tmp_path / "x.png").exists()
+    assert sample(model=folder)
+    assert sample(*words, out="y.png"), "any other model follows"

@@ -96,7 +96,8 @@ def latents(pipe, captions=("a", "bc", "d", "a")):
 
 
 def distilled(pipe, captions=None, **changes):
-    options = {"steps": 3, "batch_size": 4, "learning_rate": 1e-2, "rank": 4, "guidance": 3.0} | changes
+    guidance = 9.0 if changes.get("mode") == "lcm" else 3.0
+    options = {"steps": 3, "batch_size": 4, "learning_rate": 1e-2, "rank": 4, "guidance": guidance} | changes
     found = latents(pipe) if captions is None else latents(pipe, captions)
     return distil_pipeline(pipe, Options(**options), cached=found, progress=False)
 
@@ -415,6 +416,14 @@ class TestRefusals:
             ({"points": 30}, "points must divide"),
             ({"points": 2000}, r"points must be in 1\.\.1000"),
             ({"guidance": 0.0}, "guidance must be at least 1"),
+            ({"guidance": float("nan")}, "guidance must be at least 1"),
+            ({"guidance_range": (6.0, 6.0)}, "low end first"),
+            ({"mode": "lcm", "guidance": 4.5}, "must lie in guidance_range"),
+            ({"steps": 0}, "steps must be at least 1"),
+            ({"batch_size": 0}, "batch_size must be at least 1"),
+            ({"learning_rate": -1.0}, "learning_rate must be greater than 0"),
+            ({"targets": ("to_q",)}, "targets are layers of a LoRA"),
+            ({"mode": "splam_lora", "targets": ("to_q", "linear_1")}, "carry the folded embedding"),
         ],
     )
     def test_settings(self, teacher, changes, message):
@@ -429,6 +438,15 @@ class TestRefusals:
             done, Options(steps=1, batch_size=2), cached=latents(done), allow_distilled=True, progress=False
         )
         assert found.facts["steps_done"] == 1
+        for mode in ("splam_lora", "lcm_lora"):
+            with pytest.raises(ValueError, match="keeps its guidance embedding beside a LoRA"):
+                distil_pipeline(
+                    done, Options(steps=1, mode=mode), cached=latents(done), allow_distilled=True, progress=False
+                )
+        with pytest.raises(ValueError, match="mode lcm keeps an embedding"):
+            distilled(tiny_dit(), (1, 2, 1), mode="lcm", guidance=9.0)
+        with pytest.raises(ValueError, match="has an LCMScheduler"):
+            distilled(tiny_with_lcm())
         with pytest.raises(ValueError, match=r"must be float32, got torch\.bfloat16"):
             distilled(tiny(tiny_unet().to(torch.bfloat16)))
         adapted = tiny()
@@ -439,6 +457,41 @@ class TestRefusals:
         pipe.scheduler.register_to_config(prediction_type="flow")
         with pytest.raises(ValueError, match="prediction_type must be one of"):
             distilled(pipe)
+
+    def test_what_was_saved_is_known_as_distilled_and_a_base_is_not(self, teacher, tmp_path, monkeypatch):
+        stock = StableDiffusionPipeline.from_pretrained(distilled(teacher).save(tmp_path / "out"))
+        with pytest.raises(ValueError, match="is a distilled model"):
+            distilled(stock)
+        sampling.refuse(stock, 1.0)
+        for scale, negative in ((7.5, None), (1.0, "blurry")):
+            with pytest.raises(ValueError, match=r"guidance_scale must be 1|negative prompt"):
+                sampling.refuse(stock, scale, negative)
+        sampling.refuse(teacher, 7.5, "blurry")
+        # A pipeline without a name reads nothing, wherever the process stands.
+        monkeypatch.chdir(tmp_path / "out")
+        sampling.refuse(tiny_with_lcm(), 7.5)
+        files.write_json(tmp_path / "base" / "metrics.json", {"recommended": {"guidance_scale": 4.5}})
+        base = tiny_with_lcm()
+        base.register_to_config(_name_or_path=str(tmp_path / "base"))
+        assert len(splam.sample(base, "ab", steps=1)) == 1
+        with pytest.raises(ValueError, match="prompts must not be empty"):
+            splam.sample(base, [])
+
+    def test_a_students_own_layer_is_dropped_where_it_was_not_trained(self, teacher):
+        own = tiny_unet(time_cond_proj_dim=WIDTH)
+        options = Options(steps=1, batch_size=2, effective_time=True, sigma_mode="linear")
+        made = distil_pipeline(teacher, options, cached=latents(teacher), student=own, progress=False)
+        network = made.pipeline().unet
+        assert network.config.time_cond_proj_dim is None
+        assert network.state_dict().keys() == teacher.unet.state_dict().keys()
+
+    def test_half_precision_encoders_and_pipelines(self, teacher, tmp_path):
+        pipe = tiny()
+        pipe.text_encoder.to(torch.bfloat16)
+        assert distilled(pipe, steps=1).facts["steps_done"] == 1
+        made = distilled(teacher, mode="lcm", guidance=9.0)
+        half = StableDiffusionPipeline.from_pretrained(made.save(tmp_path / "out")).to(torch.bfloat16)
+        assert len(splam.sample(half, PROMPTS, steps=2)) == 3
 
     def test_a_teacher_in_training_mode_warns_and_gets_it_back(self):
         pipe = tiny()

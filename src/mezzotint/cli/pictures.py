@@ -153,10 +153,12 @@ def _run(request: Request, asked: Mapping[str, Any], *, methods: list[str]) -> A
     from mezzotint.cli.drawing import contact_sheet, draw, numbered, prepare, settings_of
     from mezzotint.cli.pipelines import hash_of
     from mezzotint.files import write_image
+    from mezzotint.methods.splam.sampling import refuse
 
     out, grid = folder(asked["out"]), asked["grid"]
     pipe = prepare(request)
     request = _completed(request, asked, pipe)
+    refuse(pipe, request.guidance, request.negative)
     sampler = type(pipe.scheduler).__name__
     told: dict[str, Any] = {"sampler": sampler, "model_hash": hash_of(request.model), "methods": methods}
     written: list[str] = []

@@ -59,11 +59,17 @@ def add_adapter(
         seed: of the adapter's first matrices.
 
     Raises:
-        ValueError: no layer of the network has such a name.
+        ValueError: no layer of the network has such a name, or it is one that the embedding is folded into.
     """
     network.requires_grad_(False)
     lora.add(core(network), rank=rank, alpha=alpha, targets=targets, name=NAME, seed=seed)
     if embedded:
+        taken = set(folds_of(list(embedders(core(network))))) & set(lora.layers(core(network), NAME))
+        if taken:
+            raise ValueError(
+                f"the layers {', '.join(sorted(taken))} carry the folded embedding, so they cannot be targets of the "
+                "LoRA as well: leave them out, or use effective_time"
+            )
         projection(network).requires_grad_(True)
 
 

@@ -154,9 +154,14 @@ def restore(tensors: Mapping[str, Tensor], prefix: str, empty: Sequence[str] = (
 
 
 def _encoded(pipe: Any, captions: Sequence[Any], at_once: int = 64) -> tuple[Condition, Condition]:
-    parts = [Condition.from_prompt(pipe, list(captions[k : k + at_once])) for k in range(0, len(captions), at_once)]
-    cond = parts[0][0].concat(*(part[0] for part in parts[1:]))
-    return cond.to("cpu"), parts[0][1][0].to("cpu")
+    parts, uncond = [], None
+    for k in range(0, len(captions), at_once):
+        cond, negative = Condition.from_prompt(pipe, list(captions[k : k + at_once]))
+        parts.append(cond.to("cpu"))
+        uncond = negative[0].to("cpu") if uncond is None else uncond
+    if uncond is None:
+        raise ValueError("captions must not be empty")
+    return Condition.concat(*parts), uncond
 
 
 def _batched(items: Iterator[Pair], total: int, size: int = 16) -> Iterator[list[Pair]]:

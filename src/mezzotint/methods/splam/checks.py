@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
 
+from mezzotint import files
 from mezzotint.diffusion import Denoiser
+from mezzotint.loading import MEASURED
 
 from .options import Options
 from .points import skip
 
-__all__ = ["check_guidance", "check_out", "check_student", "check_teacher", "evaluating"]
+__all__ = ["check_guidance", "check_out", "check_student", "check_teacher", "evaluating", "known"]
 
 FEW_STEPS = 500
 
@@ -33,8 +36,21 @@ def check_teacher(pipe: Any, options: Options, *, allow_distilled: bool) -> Deno
     network: Any = teacher.model
     if getattr(network, "peft_config", None):
         raise ValueError("the teacher carries a LoRA: fuse it (pipe.fuse_lora) or unload it first")
-    if getattr(network.config, "time_cond_proj_dim", None) is not None and not allow_distilled:
+    own = getattr(network.config, "time_cond_proj_dim", None) is not None
+    if own and not allow_distilled:
         raise ValueError("the teacher takes a guidance embedding, so it is distilled; allow_distilled permits it")
+    if not allow_distilled and (known(pipe) or type(pipe.scheduler).__name__ == "LCMScheduler"):
+        raise ValueError("the teacher is a distilled model, or has an LCMScheduler; allow_distilled permits it")
+    if own and options.lora:
+        raise ValueError(
+            f"the teacher keeps its guidance embedding beside a LoRA, which cannot take it away: {options.mode} is for "
+            "teachers without one; use a mode of whole networks"
+        )
+    if options.mode == "lcm" and not isinstance(network, UNet2DConditionModel):
+        raise ValueError(
+            f"mode lcm keeps an embedding of the guidance weight, for which diffusers' {type(network).__name__} has no "
+            "place: use lcm_fixed_w, splam or their LoRA forms"
+        )
     half = network.dtype in (torch.float16, torch.bfloat16)
     if half and (options.embedded or not options.lora):
         raise ValueError(
@@ -95,11 +111,20 @@ def check_guidance(scale: float, allowed: tuple[float, float], negative_prompt: 
     if not low <= scale <= high:
         wanted = f"{low:g}" if low == high else f"{low:g}..{high:g}"
         raise ValueError(
-            f"guidance_scale must be {wanted} for this model, got {scale:g}: its guidance was baked in, and "
-            f"another scale feeds it the embedding of gamma = {1 - (scale - 1) / 10:.2f}, a wrong network"
+            f"guidance_scale must be {wanted} for this model, got {scale:g}: it was distilled with its guidance, and "
+            "another scale would guide it a second time, or tell it a weight that it never saw"
         )
     if negative_prompt and not (scale > 1 and allowed == (1.0, 2.0)):
         raise ValueError("a negative prompt needs an unconditional call, which a distilled model never makes; drop it")
+
+
+def known(pipe: Any) -> dict[str, Any] | None:
+    """The facts beside a saved pipeline, if it is distilled by these methods; a base model's say nothing of it."""
+    folder = getattr(pipe.config, "_name_or_path", None)
+    if not folder or not (path := Path(str(folder)) / MEASURED).is_file():
+        return None
+    facts = files.read_json(path)
+    return facts if isinstance(facts, dict) and "distillation" in facts else None
 
 
 @contextmanager

@@ -101,6 +101,8 @@ def _folder(folder: Path) -> Iterator[tuple[Any, str]]:
     if (folder / METADATA).is_file():
         lines = files.read_bytes(folder / METADATA, max_bytes=2**30).decode().splitlines()
         rows = [files.parse_json(line.encode(), folder / METADATA) for line in lines if line.strip()]
+        if any(not isinstance(row, dict) or "file_name" not in row for row in rows):
+            raise files.FileError(folder / METADATA, "needs an object with file_name and text in every line")
         named = [(_inside(folder, str(row["file_name"])), str(row.get("text", ""))) for row in rows]
     else:
         found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES)

@@ -19,7 +19,7 @@ from mezzotint.zoo.saving import load_as_float32
 from .adapters import exported
 from .distilled import Distilled
 from .embedding import gamma_embedding
-from .networks import folded, projection, replica
+from .networks import GammaTransformer, folded, projection, replica
 from .points import sampling_timesteps
 from .scalings import SCALING
 
@@ -59,7 +59,7 @@ def write(made: Distilled, path: Path, *, online: bool = False) -> Path:
     pipe = assembled(made, online=online)
     with files.atomic_folder(path) as folder:
         if made.options.lora:
-            _write_adapter(made, pipe, folder)
+            _write_adapter(made, pipe, folder, online=online)
         else:
             pipe.save_pretrained(folder, safe_serialization=True)
             load_as_float32(folder)
@@ -107,19 +107,30 @@ def _network(made: Distilled) -> Any:
         base = getattr(made.pipe, component(made.pipe))
         trained = int(made.pipe.scheduler.config.num_train_timesteps)
         return exported(base, made.student, embedding, trained)
-    if embedding is None or options.mode == "lcm":
+    if embedding is None:
+        return _without_layer(made.student)
+    if options.mode == "lcm":
         return replica(made.student)
     return folded(made.student, embedding)
 
 
-def _write_adapter(made: Distilled, pipe: Any, folder: Path) -> None:
+def _without_layer(student: Any) -> Any:
+    """A student that was trained without the embedding, without the layer for it that it may bring."""
+    if isinstance(student, GammaTransformer):
+        return replica(student.network)
+    if getattr(student.config, "time_cond_proj_dim", None) is None:
+        return replica(student)
+    return folded(student, None)
+
+
+def _write_adapter(made: Distilled, pipe: Any, folder: Path, *, online: bool) -> None:
     name = component(pipe)
     lora.save(folder, {name: getattr(pipe, name)})
     pipe.scheduler.save_pretrained(folder / "scheduler")
     if made.options.embedded:
-        values = made.average or {}
-        found = [value for key, value in values.items() if key.endswith("cond_proj.weight")]
-        files.write_safetensors(folder / "cond_proj.safetensors", {"cond_proj.weight": found[0]})
+        with _weights(made, online=online):
+            layer = projection(made.student).weight.detach().clone()
+        files.write_safetensors(folder / "cond_proj.safetensors", {"cond_proj.weight": layer})
 
 
 def _facts(made: Distilled) -> dict[str, Any]:

@@ -153,21 +153,25 @@ def replica(network: Any, *, missing: tuple[str, ...] = (), **changes: Any) -> A
 
 
 @torch.no_grad()
-def folded(network: Any, embedding: Float[Tensor, "1 width"]) -> Any:
+def folded(network: Any, embedding: Float[Tensor, "1 width"] | None) -> Any:
     """A plain network of the teacher's architecture that does what this one does under one fixed embedding.
 
     Args:
         network: from `make_student` with an embedding.
-        embedding: e(1), or of one guidance weight.
+        embedding: e(1), or of one guidance weight; None drops the layer, for a network trained without one.
     """
-    added = added_features(network, embedding)
     if isinstance(network, GammaTransformer):
         plain = replica(network.network)
     else:
-        plain = type(network).from_config(network.config, time_cond_proj_dim=None)
+        with torch.random.fork_rng(devices=[]):
+            plain = type(network).from_config(network.config, time_cond_proj_dim=None)
         state = {name: value for name, value in network.state_dict().items() if name != KEY}
         plain.load_state_dict(state)
-        plain = nn.Module.to(plain, added.device, added.dtype).eval()
+        first = next(network.parameters())
+        plain = nn.Module.to(plain, first.device, first.dtype).eval()
+    if embedding is None:
+        return plain
+    added = added_features(network, embedding)
     for embedder in embedders(plain).values():
         embedder.linear_1.bias += embedder.linear_1.weight @ added
     return plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,16 +47,19 @@ class Options:
         _one_of("sigma_mode", self.sigma_mode, ("quadrature", "linear"))
         _one_of("precision", self.precision, ("float32", "bfloat16"))
         _one_of("teacher_precision", self.teacher_precision, ("float32", "bfloat16"))
-        if min(self.guidance, *self.guidance_range) < 1:
-            raise ValueError(f"guidance must be at least 1 (w = guidance - 1 >= 0), got {self.guidance}")
-        if not self.guidance_range[0] < self.guidance_range[1]:
-            raise ValueError(f"the guidance range must have its low end first, got {self.guidance_range}")
+        for name in ("steps", "batch_size", "rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be greater than 0 and finite, got {self.learning_rate}")
+        if not 1 <= self.guidance < math.inf:
+            raise ValueError(f"guidance must be at least 1 (w = guidance - 1 >= 0) and finite, got {self.guidance}")
+        if not 1 <= self.guidance_range[0] < self.guidance_range[1] < math.inf:
+            raise ValueError(f"guidance_range must have its low end first, at 1 or more, got {self.guidance_range}")
         if not 0 <= self.gamma_one_prob <= 1:
             raise ValueError(f"gamma_one_prob must lie in [0, 1], got {self.gamma_one_prob}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
         self._refuse_contradictions()
 
     @property
@@ -106,6 +110,13 @@ class Options:
             raise ValueError(f"effective_time goes with splam, splam_lora and lcm_fixed_w, got mode {self.mode!r}")
         if self.effective_time and self.sigma_mode != "linear":
             raise ValueError("effective_time needs sigma_mode 'linear': at that noise level the teacher is right")
+        if self.mode == "lcm" and not self.guidance_range[0] <= self.guidance <= self.guidance_range[1]:
+            raise ValueError(
+                f"guidance is what mode lcm recommends to samplers, so it must lie in guidance_range "
+                f"{self.guidance_range}, got {self.guidance}"
+            )
+        if self.targets and not self.lora:
+            raise ValueError(f"targets are layers of a LoRA, and mode {self.mode!r} trains none: leave them away")
         if self.gamma_one_prob and not self.sub_path:
             raise ValueError(f"gamma_one_prob goes with splam and splam_lora, got mode {self.mode!r}")
 

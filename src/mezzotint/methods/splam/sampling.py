@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mezzotint import files
 from mezzotint.diffusion import Condition, Denoiser, Predictor, decode, guided, latent_shape, rng
 
-from .checks import check_guidance
+from .checks import check_guidance, known
 from .distilled import Distilled
 from .embedding import guidance_embedding
-from .export import FACTS
 from .points import check_timesteps, sampling_timesteps
 from .sampler import multistep
 from .student import Point, clean, consistency
 from .teacher import exact
 
-__all__ = ["fresh_noise", "generate", "latents", "pictures"]
+__all__ = ["fresh_noise", "generate", "latents", "pictures", "refuse"]
 
 
 def pictures(
@@ -41,6 +38,9 @@ def pictures(
     """See `mezzotint.methods.splam.sample`."""
     from PIL import Image
 
+    prompts = [prompts] if isinstance(prompts, str | int) else list(prompts)
+    if not prompts:
+        raise ValueError("prompts must not be empty")
     pipe, allowed, default = _resolved(model, online=online)
     scale = default if guidance_scale is None else float(guidance_scale)
     check_guidance(scale, allowed, negative_prompt)
@@ -106,6 +106,7 @@ def latents(
     view: Predictor = guided(denoiser, cond, uncond, 1.0 if width else float(scale))
     if width:
         embedded = guidance_embedding(torch.full((len(noise),), scale - 1.0, device=noise.device), width)
+        embedded = embedded.to(denoiser.model.dtype)
         view = guided(denoiser, dataclasses.replace(cond, timestep_cond=embedded), None, 1.0)
     levels = exact(denoiser.levels)
 
@@ -148,13 +149,21 @@ def _resolved(model: Any, *, online: bool) -> tuple[Any, tuple[float, float], fl
     return model, *_saved(model)
 
 
+def refuse(pipe: Any, scale: float, negative_prompt: str | None = None) -> None:
+    """Refuse what a pipeline that was saved by `distil` cannot follow; says nothing of other pipelines.
+
+    Raises:
+        ValueError: a guidance scale that it was not trained for, or a negative prompt that would be ignored.
+    """
+    if known(pipe) is not None:
+        check_guidance(scale, _saved(pipe)[0], negative_prompt)
+
+
 def _saved(pipe: Any) -> tuple[tuple[float, float], float]:
     """Allowed and wanted guidance from the facts beside a saved pipeline; unknown LCMs are taken as they are built."""
-    path = Path(str(getattr(pipe.config, "_name_or_path", None) or "")) / FACTS
-    if path.is_file():
+    if (facts := known(pipe)) is not None:
         from .options import Options
 
-        facts = files.read_json(path)
         kept = facts["distillation"]["options"]
         named: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in kept.items()}
         options = Options(**named)

@@ -22,6 +22,8 @@ from .networks import make_student, projection
 from .objective import STUDENT, Objective, Prepare, Settings
 from .options import Options
 
+SETTINGS = "distillation.json"
+
 __all__ = ["configured", "distil_given", "distil_pipeline", "prepared", "settings_of", "train"]
 
 
@@ -30,6 +32,9 @@ def distil_given(pipe: Any, **given: Any) -> Distilled:
     named = {field.name: given.pop(field.name) for field in fields(Options) if field.name in given}
     if named["guidance"] is None:
         named["guidance"] = default_guidance(pipe, named["mode"])
+        if named["mode"] == "lcm":
+            low, high = named["guidance_range"]
+            named["guidance"] = min(max(named["guidance"], low), high)
     if named["sigma_mode"] is None:
         named["sigma_mode"] = "linear" if named["effective_time"] else "quadrature"
     return distil_pipeline(pipe, Options(**named), **given)
@@ -54,11 +59,14 @@ def distil_pipeline(
     teacher = checks.check_teacher(pipe, options, allow_distilled=allow_distilled)
     folder = None if run is None else Path(run)
     facts = {"data": cached.source if cached else str(data), "pictures": pictures, "resolution": resolution}
-    if cached is None:
-        cached = gathered(pipe, data, count=pictures, side=resolution, seed=options.seed, folder=folder)
-    _remember(folder, {"options": options.to_json(), **facts})
+    settings = {"options": options.to_json(), **facts}
+    _refuse_others(folder, settings)
     with checks.evaluating(teacher.model):
         network = _student(teacher.model, options, student)
+        if cached is None:
+            cached = gathered(pipe, data, count=pictures, side=resolution, seed=options.seed, folder=folder)
+        if folder is not None:
+            files.write_json(folder / SETTINGS, settings)
         done = train(teacher, network, cached, options, scheduler=pipe.scheduler, folder=folder, progress=progress)
     averages = done.ema.of(STUDENT) if done.ema is not None else None
     facts |= {"form": options.form, "steps_done": done.step, "pictures": len(cached.mean), "rows": done.rows[-1:]}
@@ -132,8 +140,8 @@ def prepared(data: Cached) -> Prepare:
     def prepare(batch: Any, step: Step) -> Any:
         noise = step.normal("autoencoder", *batch["mean"].shape[1:])
         latents = batch["mean"] + batch["std"] * noise
-        cond = data.conditions[batch["caption"].cpu()].to(step.device)
-        return latents, cond, data.uncond.to(step.device)
+        cond = data.conditions[batch["caption"].cpu()].to(step.device, latents.dtype)
+        return latents, cond, data.uncond.to(step.device, latents.dtype)
 
     return prepare
 
@@ -157,18 +165,14 @@ def _student(teacher: Any, options: Options, given: Any) -> nn.Module:
     return student
 
 
-def _remember(folder: Path | None, facts: dict[str, Any]) -> None:
-    """Keep the settings of a run in its folder, and refuse to continue it with others.
+def _refuse_others(folder: Path | None, facts: dict[str, Any]) -> None:
+    """Refuse to continue a run with other settings than those in its folder.
 
     Raises:
         ValueError: the folder holds a run with other settings.
     """
-    if folder is None:
-        return
-    path = folder / "distillation.json"
-    if path.is_file():
-        known = files.read_json(path)
+    if folder is not None and (folder / SETTINGS).is_file():
+        known = files.read_json(folder / SETTINGS)
         now, then = ({**f, **f["options"], "options": None, "steps": None} for f in (facts, known))
         if changed := sorted(name for name in now if now[name] != then.get(name)):
             raise ValueError(f"{folder} holds a run with other settings of {', '.join(changed)}; choose another folder")
-    files.write_json(path, facts)
