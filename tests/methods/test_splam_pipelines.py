@@ -380,6 +380,38 @@ class TestStockDiffusers:
                 assert gap.abs().max() <= 1
         assert both[0].tobytes() != both[1].tobytes()
 
+    @pytest.mark.parametrize("make", [tiny, tiny_dit])
+    def test_the_card_of_a_lora_names_the_loader_that_the_pipeline_has(self, make, tmp_path):
+        pipe = make()
+        made = distilled(pipe, (1, 2, 1) if make is tiny_dit else None, mode="lcm_lora", steps=1, targets=("to_q",))
+        folder = made.save(tmp_path / "out")
+        card = (folder / "README.md").read_text()
+        assert ("pipe.load_lora_weights(THIS_FOLDER)" in card) is hasattr(pipe, "load_lora_weights")
+        if make is tiny_dit:
+            assert 'lora.load(THIS_FOLDER, {"transformer": pipe.transformer})' in card
+            lora.load(folder, {"transformer": pipe.transformer})
+
+    def test_the_online_adapter_has_the_online_layer(self, teacher, tmp_path):
+        made = distilled(teacher, mode="splam_lora", init="torch")
+        with pytest.warns(UserWarning, match="online weights are noisier"):
+            made.save(tmp_path / "online", online=True)
+        made.save(tmp_path / "mean")
+        layers = [files.read_safetensors(tmp_path / name / "cond_proj.safetensors") for name in ("online", "mean")]
+        live = networks.projection(made.student).weight
+        assert torch.equal(layers[0]["cond_proj.weight"], live)
+        average = next(value for name, value in made.average.items() if name.endswith("cond_proj.weight"))
+        assert torch.equal(layers[1]["cond_proj.weight"], average)
+        assert not torch.equal(average, live)
+
+    def test_1_splam_at_gamma_one_is_the_consistency_model_bit_for_bit(self, teacher):
+        splam_, lcm = (
+            distilled(teacher, mode=mode, gamma_one_prob=probability, init="torch")
+            for mode, probability in (("splam", 1.0), ("lcm_fixed_w", 0.0))
+        )
+        assert digest(splam_.student) == digest(lcm.student)
+        assert digest(splam_.pipeline().unet) == digest(lcm.pipeline().unet)
+        assert digest(distilled(teacher, init="torch").student) != digest(lcm.student)
+
     def test_the_online_weights_warn_and_differ(self, teacher):
         made = distilled(teacher)
         before = digest(made.student)

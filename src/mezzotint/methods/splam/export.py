@@ -151,8 +151,12 @@ def _card(made: Distilled) -> str:
     kind = type(made.pipe).__name__
     facts = f"Distilled with mezzotint: {made.facts.get('form')}, {made.facts.get('steps_done')} steps.\n"
     if made.options.lora:
+        name = component(made.pipe)
+        stock = hasattr(made.pipe, "load_lora_weights")
+        own = f'mezzotint.training.lora.load(THIS_FOLDER, {{"{name}": pipe.{name}}})'
         use = (
-            f"pipe = {kind}.from_pretrained(TEACHER)\npipe.load_lora_weights(THIS_FOLDER)\n"
+            f"pipe = {kind}.from_pretrained(TEACHER)\n"
+            f"{'pipe.load_lora_weights(THIS_FOLDER)' if stock else own}\n"
             'pipe.scheduler = LCMScheduler.from_pretrained(THIS_FOLDER, subfolder="scheduler")\n'
         )
     else:
