@@ -613,15 +613,19 @@ class TestData:
         assert torch.equal(cuts[0], cuts[1])
         assert not torch.equal(cuts[0], cuts[2])
 
-    @pytest.mark.parametrize("wrong", ["empty", "silent", "missing", "outside"])
+    @pytest.mark.parametrize("wrong", ["empty", "silent", "missing", "outside", "nameless"])
     def test_refusals(self, tmp_path, wrong):
         place = folder_of(tmp_path / "data", 0 if wrong == "empty" else 2)
         if wrong == "silent":
             (place / "1.txt").unlink()
         if wrong == "outside":
             (place / "metadata.jsonl").write_text('{"file_name": "../x.png", "text": "a"}')
+        if wrong == "nameless":
+            (place / "metadata.jsonl").write_text('{"image": "0.png", "text": "a"}')
         where = tmp_path / "nowhere" if wrong == "missing" else place
-        with pytest.raises(ValueError, match=r"no pictures|no caption|data must be|outside its folder"):
+        with pytest.raises(
+            ValueError, match=r"no pictures|no caption|data must be|outside its folder|object with file_name"
+        ):
             list(data.pairs(where, side=16, count=5))
 
     def test_the_world_gives_captions_or_classes(self):

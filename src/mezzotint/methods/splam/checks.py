@@ -120,7 +120,7 @@ def check_guidance(scale: float, allowed: tuple[float, float], negative_prompt: 
 
 def known(pipe: Any) -> dict[str, Any] | None:
     """The facts beside a saved pipeline, if it is distilled by these methods; a base model's say nothing of it."""
-    folder = getattr(pipe.config, "_name_or_path", None)
+    folder = getattr(getattr(pipe, "config", None), "_name_or_path", None)
     if not folder or not (path := Path(str(folder)) / MEASURED).is_file():
         return None
     facts = files.read_json(path)
