@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from mezzotint.diffusion.condition import Condition
+from mezzotint.methods.q_dit import trained
 from mezzotint.methods.q_dit.calibration import Calibration, collect, draw_visits
 from mezzotint.methods.q_dit.layers import network_of
 from mezzotint.methods.q_dit.ptqd import Affine, Correction, fit_affine, fit_correction, reduced_variance
 from mezzotint.methods.q_dit.quantiser import Precision
 from mezzotint.methods.q_dit.recipe import Recipe, named_recipes
 from mezzotint.methods.q_dit.sampling import ddim_timesteps, sample_latents, start_noise, trajectory
+from mezzotint.methods.q_dit.search import Settings
 from mezzotint.methods.q_dit.tfmq import Clock, TimestepLinear, quantise_by_timestep
 from mezzotint.metrics.similarity import rmse
 from tests.diffusion.conftest import BUILDERS, tiny_dit_pipe, tiny_sd
@@ -166,3 +168,28 @@ def test_the_named_baselines_are_what_their_definitions_say():
     assert named["GPTQ-g"] == Recipe(Precision(4), Precision(8), group=64, method="gptq")
     assert (named["G4W+P4A"].method, named["G4W+P4A"].group, named["G4W+P4A"].static) == ("gptq", 64, "error")
     assert named["SmoothQuant"].smoothing == 0.5
+
+
+def test_ptq4dm_is_calibrated_on_its_own_draw_of_timesteps(pipe, monkeypatch):
+    """Arms with least-squares ranges see the normal draw, all others the uniform one, of the same runs."""
+    seen = {}
+
+    def quantise(network, recipe, *, calibration, **_):
+        seen[recipe] = calibration
+        return network, None
+
+    monkeypatch.setattr(trained, "quantise_network", quantise)
+    size = trained.Size(2, 6, 4, 0, 0, ((4, 8),), Settings(), 2, 2, guidance=1.0)
+    bench = trained.Bench(pipe, 0, size)
+    names = ("RTN-T", "RTN-D", "SmoothQuant", "PTQ4DM", "G4W+P4A", "Q-DiT")
+    for name in names:
+        bench.made(name, 4, 8)
+    named = named_recipes(4, 8)
+    given = {name: seen[named["GPTQ-g" if name == "Q-DiT" else name]] for name in names}
+    assert given["RTN-D"] is None
+    assert given["PTQ4DM"] is given["G4W+P4A"] is bench.normal_calibration
+    assert given["RTN-T"] is given["SmoothQuant"] is given["Q-DiT"] is bench.calibration
+    settings = {"samples": 4, "steps": 6, "guidance": 1.0, "seed": 0}
+    own = collect(pipe, bench.classes, visits="normal", **settings)
+    assert torch.equal(bench.normal_calibration.items.extra["timestep"], own.items.extra["timestep"])
+    assert not torch.equal(bench.calibration.items.extra["timestep"], own.items.extra["timestep"])

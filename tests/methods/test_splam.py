@@ -265,6 +265,19 @@ class TestFunctions:
         assert torch.equal(one, 0.5 * random(3, 2))
 
 
+@pytest.mark.parametrize(
+    ("arm", "expected"), [("10 points", (999, 799, 499, 299)), ("100 points", (999, 749, 499, 249))]
+)
+def test_students_on_the_plane_are_sampled_at_points_that_they_were_distilled_on(arm, expected, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Student, "__call__", lambda self, x, at, *_: asked.append(int(at.t[0])) or x)
+    settings = analytic.ARMS[arm]
+    size = analytic.Size(1, 1, (arm,), samples=8, data=8, paired=2)
+    analytic._values({arm: objective(small(), settings).student}, 4, size, 0)
+    assert tuple(asked) == expected
+    assert set(expected) <= set(solver_points(settings.points))
+
+
 class Scalars(nn.Module):
     """Predicted noise is one number for each timestep, times x."""
 

@@ -15,7 +15,7 @@ from mezzotint.diffusion import decode
 from mezzotint.metrics.similarity import rmse
 
 from .apply import clone, quantise_network
-from .calibration import Calibration, collect
+from .calibration import Calibration, Visits, collect
 from .costs import Genome, constraint, fixed
 from .driver import with_network
 from .fitness import LatentFitness, Regrouped, find_genes, layer_errors
@@ -88,8 +88,16 @@ class Bench:
     @cached_property
     def calibration(self) -> Calibration:
         """Inputs along full-precision sampling; outliers change none of them."""
+        return self._collected("uniform")
+
+    @cached_property
+    def normal_calibration(self) -> Calibration:
+        """As many inputs of the same runs at PTQ4DM's normal draw of timesteps."""
+        return self._collected("normal")
+
+    def _collected(self, visits: Visits) -> Calibration:
         settings: dict[str, Any] = {"steps": self.size.steps, "guidance": self.size.guidance, "seed": self.seed}
-        return collect(self.original, self.classes, samples=self.size.calibration, **settings)
+        return collect(self.original, self.classes, samples=self.size.calibration, visits=visits, **settings)
 
     def latents(self, arm: Arm, count: int) -> Float[Tensor, "count channels height width"]:
         """Final latents of the first pictures."""
@@ -117,7 +125,9 @@ class Bench:
         return self._quantised(named["GPTQ-g" if name == "Q-DiT" else name]), None
 
     def _quantised(self, recipe: Recipe) -> Any:
-        seen = self.calibration if recipe.needs_calibration else None
+        seen = None
+        if recipe.needs_calibration:
+            seen = self.normal_calibration if recipe.static == "error" else self.calibration
         return quantise_network(self.pipe.transformer, recipe, calibration=seen, **SIMULATE)[0]
 
     def _own(self) -> tuple[list[int], Tensor, dict[str, Any]]:

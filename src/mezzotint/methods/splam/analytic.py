@@ -24,7 +24,7 @@ from mezzotint.training import Config, Step, fit
 
 from .embedding import WIDTH
 from .objective import STUDENT, Objective, Settings
-from .points import sampling_timesteps
+from .points import POINTS, sampling_timesteps
 from .sampler import multistep
 from .student import Point, Student
 from .teacher import exact, teacher_step
@@ -202,7 +202,7 @@ def _values(found: dict[str, Student], steps: int, size: Size, seed: int) -> dic
     noise = torch.randn(size.samples, 2, generator=rng.stream(seed, "splam/plane/start"))
     truth = data(size.data, rng.stream(seed, "splam/plane/truth"))
     end = ode(teacher, noise, sampling_timesteps(50))
-    made = {arm: few_steps(student, noise, steps, seed) for arm, student in found.items()}
+    made = {arm: few_steps(student, noise, steps, seed, points=ARMS[arm].points) for arm, student in found.items()}
     made |= {"teacher DDIM": ode(teacher, noise, sampling_timesteps(steps)), "teacher, 50 steps": end}
     return {arm: (energy_distance(x, truth), (x - end).norm(dim=1)[: size.paired].tolist()) for arm, x in made.items()}
 
@@ -216,16 +216,15 @@ def ode(teacher: Predictor, noise: Tensor, timesteps: Sequence[int]) -> Tensor:
     return x
 
 
-def few_steps(student: Student, noise: Tensor, steps: int, seed: int) -> Tensor:
-    """Samples of a student."""
+def few_steps(student: Student, noise: Tensor, steps: int, seed: int, *, points: int = POINTS) -> Tensor:
+    """Samples of a student, at timesteps of the solver points that it was distilled on."""
     levels = exact(student.denoiser.levels)
+    timesteps = sampling_timesteps(steps, points)
 
     def draw(step: int) -> Tensor:
         return torch.randn(noise.shape, generator=rng.stream(seed, "splam/plane/step", step))
 
-    return multistep(
-        lambda x, t: student(x, Point.end(levels, t)), noise, sampling_timesteps(steps), levels=levels, draw=draw
-    )
+    return multistep(lambda x, t: student(x, Point.end(levels, t)), noise, timesteps, levels=levels, draw=draw)
 
 
 def _fresh(count: int) -> Any:
