@@ -20,6 +20,7 @@ from mezzotint.files import (
     MANIFEST,
     FileError,
     atomic_folder,
+    free_folder,
     format_parameters,
     parse_parameters,
     read_image,
@@ -418,3 +419,14 @@ def test_what_a_killed_writer_left_is_swept_by_the_next(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "run") as folder:
         write_text(folder / "b", "b")
     assert os.listdir(tmp_path) == ["run"]
+
+
+def test_a_free_folder_is_absent_or_empty(tmp_path):
+    assert free_folder(tmp_path / "new") == tmp_path / "new"
+    assert free_folder(tmp_path) == tmp_path
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for taken in (tmp_path, tmp_path / "file", tmp_path / "dangling"):
+        with pytest.raises(FileExistsError, match="already exists"):
+            free_folder(taken)
+    assert not (tmp_path / "new").exists()

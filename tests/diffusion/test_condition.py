@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, PixArtAlphaPipeline, UNet2DModel
 
-from mezzotint.diffusion import Condition, Denoiser, guided
+from mezzotint.diffusion import Condition, Denoiser, guided, text_window
 from tests.diffusion.conftest import tiny_pixart
 
 
@@ -162,3 +162,9 @@ def test_pipelines_without_known_conditioning_are_named():
     x = torch.randn(2, 3, 8, 8)
     denoiser = Denoiser(pipe)
     assert torch.equal(denoiser.eps(x, 3), guided(denoiser, Condition(), None, 1.0).eps(x, 3))
+
+
+def test_a_pipeline_tells_how_many_tokens_it_reads_where_its_tokenizer_does_not(pipes):
+    assert {name: text_window(pipe) for name, pipe in pipes.items()} == {
+        "sd": None, "sdxl": None, "pixart": 300, "dit": None
+    }  # fmt: skip

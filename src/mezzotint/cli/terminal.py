@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mezzotint import files
+
 __all__ = ["Advance", "Answer", "UsageError", "choose", "emit", "error", "folder", "note", "plain", "progress", "quiet"]
 
 _LONGEST = 400
@@ -135,8 +137,12 @@ def check_free(path: Path | None) -> None:
     Raises:
         UsageError: it holds files.
     """
-    if path is not None and path.is_dir() and any(path.iterdir()):
-        raise UsageError(f"{path} already exists: give another --out, or remove it first")
+    if path is None or not path.is_dir():
+        return
+    try:
+        files.free_folder(path)
+    except FileExistsError as cause:
+        raise UsageError(f"{path} already exists: give another --out, or remove it first") from cause
 
 
 def folder(path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mezzotint.diffusion.condition import Condition
+from mezzotint.diffusion.condition import Condition, text_window
 from mezzotint.diffusion.denoiser import Denoiser, Predictor
 from mezzotint.diffusion.guidance import Composed, composed, guided
 from mezzotint.diffusion.inversion import Trajectory, invert, replay
@@ -30,5 +30,6 @@ __all__ = [
     "posterior",
     "replay",
     "stream",
+    "text_window",
     "uniform",
 ]

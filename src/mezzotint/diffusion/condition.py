@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Condition", "Prompt"]
+__all__ = ["Condition", "Prompt", "text_window"]
 
 Prompt: TypeAlias = str | int | Sequence[str] | Sequence[int]
 """One or several texts; for class-conditional models class indices or label names."""
@@ -255,3 +256,10 @@ def _label(pipe: Any, prompt: str | int, count: int) -> int:
 def _pixels(pipe: Any, model: Any, size: Size) -> tuple[int, int]:
     default = int(model.config.sample_size) * int(pipe.vae_scale_factor)
     return size[0] or default, size[1] or default
+
+
+def text_window(pipe: Any) -> int | None:
+    """Tokens of a prompt that a pipeline reads, where `encode_prompt` says so and not its tokenizer (T5 in PixArt)."""
+    encode = getattr(type(pipe), "encode_prompt", None)
+    told = None if encode is None else inspect.signature(encode).parameters.get("max_sequence_length")
+    return told.default if told is not None and isinstance(told.default, int) else None

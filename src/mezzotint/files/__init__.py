@@ -13,7 +13,7 @@ Importing this package imports neither torch nor pillow.
 from __future__ import annotations
 
 from mezzotint.files.atomic import replacing, write_bytes, write_json, write_text
-from mezzotint.files.folders import MANIFEST, atomic_folder, verify_folder
+from mezzotint.files.folders import MANIFEST, atomic_folder, free_folder, verify_folder
 from mezzotint.files.foreign import FileError, open_foreign, parse_json, read_bytes, read_json
 from mezzotint.files.images import parse_image, read_image, read_settings, write_image
 from mezzotint.files.settings import format_parameters, parse_parameters
@@ -26,6 +26,7 @@ __all__ = [
     "atomic_folder",
     "check_safetensors",
     "format_parameters",
+    "free_folder",
     "open_foreign",
     "parse_image",
     "parse_json",

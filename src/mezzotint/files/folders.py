@@ -45,7 +45,8 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         OSError: it could not be written; the message says why, and what stood at ``path`` is untouched.
     """
     target = Path(path)
-    _refuse_existing(target, replace=replace)
+    if not (replace and target.is_dir()):
+        free_folder(target)
     temporary = temporary_name(target)
     with explained(target):
         temporary.mkdir(parents=True)
@@ -84,11 +85,18 @@ def verify_folder(path: str | Path) -> dict[str, str]:
     return {name: _verify_file(root, name, **entry) for name, entry in entries.items()}
 
 
-def _refuse_existing(target: Path, *, replace: bool) -> None:
-    if not os.path.lexists(target) or (replace and target.is_dir()):
-        return
-    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
-        return
+def free_folder(path: str | Path) -> Path:
+    """A place that a folder can be written to; ask before long work, not after it.
+
+    Args:
+        path: nothing may stand there but an empty folder.
+
+    Raises:
+        FileExistsError: something does.
+    """
+    target = Path(path)
+    if not os.path.lexists(target) or (target.is_dir() and not target.is_symlink() and not any(target.iterdir())):
+        return target
     raise FileExistsError(errno.EEXIST, "already exists: give another name, or remove it first", str(target))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mezzotint.attention import Installation, backbone, install, sites
+from mezzotint.diffusion import text_window
 
 from .disclip import conditioning, overflow
 from .fca import FocusedAttention
@@ -112,7 +113,7 @@ def bound(pipe: Any, syntax: Syntax) -> Bound:
     """
     text = _as_read(pipe, syntax)
     tokenizers = [each for each in (getattr(pipe, name, None) for name in ("tokenizer", "tokenizer_2")) if each]
-    spans = [token_indices(tokenizer, text, length=_window(pipe)) for tokenizer in tokenizers]
+    spans = [token_indices(tokenizer, text, length=text_window(pipe)) for tokenizer in tokenizers]
     pairs = tuple(dict.fromkeys((binding.attribute, binding.head) for binding in syntax.bindings))
     words = {number for pair in pairs for number in pair}
     if any(each[number] != spans[0][number] for each in spans for number in words):
@@ -203,13 +204,6 @@ def _can_clean() -> bool:
     from diffusers.utils import is_bs4_available, is_ftfy_available
 
     return bool(is_bs4_available() and is_ftfy_available())
-
-
-def _window(pipe: Any) -> int | None:
-    """Tokens of a text that the pipeline reads, where it is not its tokenizer that says so (PixArt)."""
-    encode = getattr(type(pipe), "encode_prompt", None)
-    parameter = None if encode is None else inspect.signature(encode).parameters.get("max_sequence_length")
-    return None if parameter is None else parameter.default
 
 
 def _position(pipe: Any, timestep: float) -> tuple[int, int] | None:

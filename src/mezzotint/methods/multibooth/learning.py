@@ -6,9 +6,7 @@ or active before is so again.
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -44,7 +42,7 @@ ADAPTER = "mezzotint_concept"
 def learn_given(pipe: Any, *, images: str, run: str | None, out: str | None, vision: Any, **given: Any) -> Concept:
     """See `mezzotint.methods.multibooth.learn`."""
     options = Options(**{field.name: given[field.name] for field in fields(Options)})
-    target = _free_place(out)
+    target = None if out is None else files.free_folder(Path(out).expanduser())
     pictures = read_pictures(images, pipe)
     concept = learn_concept(pipe, pictures, options, folder=None if run is None else Path(run), vision=vision)
     if target is not None:
@@ -231,16 +229,6 @@ def _configured(options: Options) -> Config:
         seed=options.seed,
         checkpoint_every=200,
     )
-
-
-def _free_place(out: str | None) -> Path | None:
-    """Where to write, refused now if it is taken rather than after the training."""
-    if out is None:
-        return None
-    path = Path(out).expanduser()
-    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(errno.EEXIST, "already exists: give another name, or remove it first", str(path))
-    return path
 
 
 def _remember(folder: Path | None, made: _Making) -> None:

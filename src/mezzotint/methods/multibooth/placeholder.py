@@ -9,7 +9,6 @@ leaving takes hooks and copies away. Vectors may carry gradients (Textual Invers
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,11 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mezzotint.diffusion import text_window
+
 from .base import TextPart, text_parts
 from .concept import Concept
 
 __all__ = ["Placeholders", "noun_ids", "spoken", "taught"]
 
+_LONGEST = 100_000
+"""Stands for tokenizers that know no limit; theirs is a number that they cannot cut at."""
 Vectors = Sequence[Tensor]
 """One for each text encoder: [width] for all prompts alike, or [batch, width] for prompt k of every batch."""
 
@@ -94,7 +97,7 @@ class Placeholders:
             ValueError: a placeholder is absent, or cut off because the prompt is longer than the encoder's window.
         """
         for tokenizer in self._tokenizers:
-            limit = min(int(tokenizer.model_max_length), _longest(self.pipe), 100_000)
+            limit = min(int(tokenizer.model_max_length), text_window(self.pipe) or _LONGEST, _LONGEST)
             kept = set(tokenizer(prompt, truncation=True, max_length=limit).input_ids)
             ids = self._ids(tokenizer)
             for word in self.words if words is None else words:
@@ -153,13 +156,6 @@ def noun_ids(part: TextPart, noun: str) -> list[int]:
     if not ids or part.tokenizer.unk_token_id in ids:
         raise ValueError(f"class_word {noun!r} is not in the tokenizer's vocabulary: choose a common noun")
     return ids
-
-
-def _longest(pipe: Any) -> int:
-    """Tokens that a pipeline reads of a prompt if it says so itself, as those with T5 do."""
-    encode = getattr(pipe, "encode_prompt", None)
-    told = None if encode is None else inspect.signature(encode).parameters.get("max_sequence_length")
-    return told.default if told is not None and isinstance(told.default, int) else 100_000
 
 
 class _Exchange:

@@ -19,7 +19,7 @@ from mezzotint.loading import MEASURED
 from .options import Options
 from .points import skip
 
-__all__ = ["check_guidance", "check_out", "check_student", "check_teacher", "evaluating", "known"]
+__all__ = ["check_guidance", "check_student", "check_teacher", "evaluating", "known"]
 
 FEW_STEPS = 500
 
@@ -85,20 +85,6 @@ def check_student(student: nn.Module, teacher: nn.Module, options: Options) -> N
     has = getattr(mine, "time_cond_proj_dim", None) is not None or hasattr(student, "cond_proj")
     if options.embedded and not has:
         raise ValueError("the student has no layer for the embedding (time_cond_proj_dim); use effective_time")
-
-
-def check_out(out: str | Path | None) -> Path | None:
-    """The folder to write to, if it is free.
-
-    Raises:
-        FileExistsError: something is there.
-    """
-    if out is None:
-        return None
-    path = Path(out)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path} already exists: choose another folder, or remove it first")
-    return path
 
 
 def check_guidance(scale: float, allowed: tuple[float, float], negative_prompt: str | None) -> None:

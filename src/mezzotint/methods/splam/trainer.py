@@ -55,7 +55,7 @@ def distil_pipeline(
     progress: bool = True,
 ) -> Distilled:
     """See `mezzotint.methods.splam.distil`."""
-    target = checks.check_out(out)
+    target = None if out is None else files.free_folder(out)
     teacher = checks.check_teacher(pipe, options, allow_distilled=allow_distilled)
     folder = None if run is None else Path(run)
     facts = {"data": cached.source if cached else str(data), "pictures": pictures, "resolution": resolution}
