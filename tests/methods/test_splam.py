@@ -143,6 +143,16 @@ class TestSubPath:
                 wanted = JUMPS.alpha[:, None] * x0 + noise[:, None] * e
                 assert torch.allclose(made, wanted, rtol=0, atol=1e-9) is holds
 
+    def test_3_linear_noise_is_above_the_quadrature_inside_and_both_increase(self):
+        steps = [gammas(value / 20) for value in range(21)]
+        linear, quadrature = (torch.stack([sigma(JUMPS, g, mode) for g in steps]) for mode in ("linear", "quadrature"))
+        # A jump that ends where it starts in noise has nothing between its ends; all of these have.
+        assert (linear[1:-1] > quadrature[1:-1]).all()
+        for end in (0, -1):
+            assert_close(linear[end], quadrature[end], rtol=1e-14, atol=0.0)
+        for noise in (linear, quadrature):
+            assert (noise.diff(dim=0) > 0).all()
+
     def test_3_printed_noise_at_half_of_the_last_jump(self):
         half = gammas(0.5)
         last = [round(sigma(JUMPS, half, mode)[-1].item(), 5) for mode in ("quadrature", "linear")]
@@ -172,6 +182,13 @@ class TestSubPath:
             assert_close(t, where.float(), rtol=0, atol=1e-4)
             if value:
                 assert_close(norm, torch.ones(50).double(), rtol=0, atol=1e-12)
+
+    def test_14_the_effective_point_at_gamma_one_is_the_plain_one(self):
+        """Network, timestep and sample are the same as without any telling of gamma, so the loss is LCM's."""
+        network, x = small(), random(50, 2, dtype=torch.float32)
+        point = Point.on_path(JUMPS, gammas(1.0), "linear")
+        told, plain = (Student(Denoiser(network, SCHEDULER), how)(x, point) for how in ("effective_time", "none"))
+        assert_close(told, plain, rtol=0, atol=2e-6)
 
     def test_14_with_effective_time_a_perfect_teacher_is_right_at_gamma_zero(self):
         teacher = analytic.ExactTeacher()
@@ -338,14 +355,19 @@ class TestGaussian:
         assert errors[0] > 4 * errors[1] > 16 * errors[2]
         assert errors[2] < 0.02
 
-    def test_8_the_chain_of_the_teacher_is_where_the_loss_is_zero(self):
-        step = Step(0, 0, 0, 64, 64, torch.device("cpu"))
-        x = {"x": Gaussian.c * random(64, 1, dtype=torch.float32)}
-        settings = Settings(gamma="one", conditioning="none", averaged=False)
-        values = self.table(self.chain(50))
-        assert objective(Scalars(values), settings, Gaussian())(x, step).item() < 1e-5
-        wrong = objective(Scalars(values * 1.02), settings, Gaussian())(x, step).item()
-        assert wrong > 1e-3
+    def test_several_teacher_steps_to_a_point_are_the_chain_of_as_many_points(self):
+        t, to = torch.tensor([249, 499, 749, 999]), torch.tensor([0, 249, 499, 749])
+        jump, x, fine = Jump.between(LEVELS, t, to), random(4, 1), self.chain(100)
+        known = torch.tensor([[fine[int(a)] / fine[int(b)]] for a, b in zip(t, to, strict=True)]).double()
+
+        def made(parts):
+            loss = objective(Scalars(torch.zeros(1000)), Settings(points=4, teacher_steps=parts), Gaussian())
+            return loss._teacher_step(x, jump, (None, None), torch.zeros(4)) / x
+
+        assert torch.equal(made(1), teacher_step(Gaussian(), x, t, to) / x)
+        assert_close(made(25), known, rtol=1e-3, atol=0.0)
+        coarse, better = ((made(parts) / known - 1).abs() for parts in (1, 5))
+        assert (coarse > 3 * better).all()
 
     def test_8_one_learned_scalar_a_timestep_finds_it(self):
         network = Scalars(self.table(dict.fromkeys(solver_points(2), 0.7)))
@@ -491,3 +513,5 @@ class TestRefusals:
     def test_forms_have_their_own_names(self):
         names = {Options().form, Options(init="torch").form, Options(gamma_one_prob=0.5).form, Options(mode="lcm").form}
         assert names == {"SPLAM official, zero start", "SPLAM official", "SPLAM improved", "LCM"}
+        assert Options(teacher_steps=2).form == "SPLAM improved"
+        assert Options(mode="lcm_fixed_w", teacher_steps=2).form == "LCM-fixed-w, 2 teacher steps a jump"

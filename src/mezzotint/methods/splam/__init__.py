@@ -58,6 +58,7 @@ def distil(
     guidance: float | None = None,
     guidance_range: tuple[float, float] = (6.0, 16.0),
     points: int = 50,
+    teacher_steps: int = 1,
     ema: float = 0.95,
     effective_time: bool = False,
     gamma_one_prob: float = 0.0,
@@ -88,6 +89,7 @@ def distil(
         guidance: guidance scale (w + 1) to bake in; what the model recommends, else 9 (lcm_lora 8.5).
         guidance_range: smallest and largest guidance scale of mode lcm.
         points: solver points N; a divisor of the training timesteps.
+        teacher_steps: equal DDIM steps of the teacher from one point to the next; few points are far apart (ours).
         ema: decay mu of the target network's average.
         effective_time: tell the network gamma by the timestep of the same noise level instead of an embedding (ours).
         gamma_one_prob: probability of gamma = 1 beside the uniform draw (ours).

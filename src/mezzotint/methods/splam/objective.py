@@ -41,6 +41,7 @@ class Settings:
 
     Attributes:
         points: N.
+        teacher_steps: equal DDIM steps of the teacher in one jump; the papers make one (more is ours).
         weights: range of the guidance weight w.
         embed_weight: tell the network w instead of gamma (LCM).
         conditioning: how the network is told gamma.
@@ -55,6 +56,7 @@ class Settings:
     """
 
     points: int = POINTS
+    teacher_steps: int = 1
     weights: tuple[float, float] = (8.0, 8.0)
     embed_weight: bool = False
     conditioning: Conditioning = "embedding"
@@ -116,7 +118,11 @@ class Objective:
         low, high = self.settings.weights
         found = bound(self.teacher, *conds, low if low == high else weight)
         model, precision = found or self.teacher, self.settings.teacher_precision
-        return teacher_step(model, x_t, jump.t, jump.to, levels=self.levels, precision=precision)
+        parts = self.settings.teacher_steps
+        for left in range(parts, 0, -1):
+            t, to = (jump.to + (jump.t - jump.to) * n // parts for n in (left, left - 1))
+            x_t = teacher_step(model, x_t, t, to, levels=self.levels, precision=precision)
+        return x_t
 
     @torch.no_grad()
     def _target(self, x_to: Tensor, jump: Jump, cond: Condition | None, *, weight: Tensor | None, step: Step) -> Tensor:

@@ -24,6 +24,7 @@ class Options:
     guidance: float = 9.0
     guidance_range: tuple[float, float] = (6.0, 16.0)
     points: int = 50
+    teacher_steps: int = 1
     ema: float = 0.95
     effective_time: bool = False
     gamma_one_prob: float = 0.0
@@ -47,7 +48,7 @@ class Options:
         _one_of("sigma_mode", self.sigma_mode, ("quadrature", "linear"))
         _one_of("precision", self.precision, ("float32", "bfloat16"))
         _one_of("teacher_precision", self.teacher_precision, ("float32", "bfloat16"))
-        for name in ("steps", "batch_size", "rank"):
+        for name in ("steps", "batch_size", "rank", "teacher_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf:
@@ -94,9 +95,11 @@ class Options:
     def form(self) -> str:
         """The name under which results are reported."""
         if not self.sub_path:
-            return {"lcm": "LCM", "lcm_fixed_w": "LCM-fixed-w", "lcm_lora": "LCM-LoRA"}[self.mode]
+            name = {"lcm": "LCM", "lcm_fixed_w": "LCM-fixed-w", "lcm_lora": "LCM-LoRA"}[self.mode]
+            return name if self.teacher_steps == 1 else f"{name}, {self.teacher_steps} teacher steps a jump"
         name = "SPLAM-LoRA" if self.lora else "SPLAM"
-        if not (self.effective_time or self.gamma_one_prob or self.sigma_mode != "quadrature"):
+        ours = (self.effective_time, self.gamma_one_prob, self.sigma_mode != "quadrature", self.teacher_steps > 1)
+        if not any(ours):
             return f"{name} official" if self.init == "torch" else f"{name} official, zero start"
         return f"{name} improved"
 

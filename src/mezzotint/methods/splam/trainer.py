@@ -122,6 +122,7 @@ def settings_of(options: Options, network: nn.Module) -> Settings:
     conditioning: Any = "embedding" if options.embedded else "none"
     return Settings(
         points=options.points,
+        teacher_steps=options.teacher_steps,
         weights=options.weights,
         embed_weight=options.mode == "lcm",
         conditioning="effective_time" if options.effective_time else conditioning,
