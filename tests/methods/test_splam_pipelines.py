@@ -34,6 +34,7 @@ from mezzotint.methods.splam.student import Point, Student
 from mezzotint.methods.splam.teacher import exact
 from mezzotint.methods.splam.trainer import distil_pipeline
 from mezzotint.training import lora
+from tests.diffusion.conftest import tiny_pixart_pipe
 from tests.methods.conftest import sd15_shaped, sd_scheduler, sdxl_shaped, text_config, tiny_vae, tokenizer
 
 pytestmark = [
@@ -291,11 +292,11 @@ def our_latents(made, noise, steps, generator, *, weight=None):
     )  # fmt: skip
 
 
-def stock_latents(pipe, noise, steps, generator, scale=1.0):
+def stock_latents(pipe, noise, steps, generator, scale=1.0, **told):
     pipe.set_progress_bar_config(disable=True)
     return pipe(
         PROMPTS, latents=noise, generator=generator, guidance_scale=scale, num_inference_steps=steps,
-        output_type="latent",
+        output_type="latent", **told,
     ).images  # fmt: skip
 
 
@@ -331,6 +332,41 @@ class TestStockDiffusers:
             assert stock.scheduler.timesteps.tolist() == list(sampling_timesteps(steps)) == known[str(steps)]
             assert_close(theirs, ours, rtol=0, atol=1e-4)
         untouched = stock_latents(tiny_with_lcm(), noise, 1, None)
+        assert (untouched - our_latents(made, noise, 1, None)).abs().max() > 1e-2
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"init": "torch"}, {"mode": "splam_lora", "effective_time": True, "sigma_mode": "linear"}],
+        ids=["folded", "lora"],
+    )
+    @pytest.mark.parametrize("kind", ["v", "sdxl", "pixart"])
+    def test_other_predictions_and_layouts_give_the_same_samples_too(self, kind, changes, tmp_path):
+        make, told = {
+            "v": (lambda: tiny(prediction_type="v_prediction"), {}),
+            "sdxl": (sdxl_shaped, {}),
+            "pixart": (tiny_pixart_pipe, {"use_resolution_binning": False, "clean_caption": False}),
+        }[kind]
+        pipe = make()
+        made = distilled(pipe, batch_size=2, **changes)
+        folder = made.save(tmp_path / "out")
+        if not made.options.lora:
+            stock = type(pipe).from_pretrained(folder)
+        elif kind == "pixart":
+            stock = make()
+            lora.load(folder, {"transformer": stock.transformer})
+            stock.scheduler = LCMScheduler.from_pretrained(folder, subfolder="scheduler")
+        else:
+            stock = make()
+            stock.load_lora_weights(folder)
+            stock.scheduler = LCMScheduler.from_pretrained(folder, subfolder="scheduler")
+        noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+        for steps in (1, 4):
+            ours = our_latents(made, noise, steps, torch.Generator().manual_seed(7))
+            theirs = stock_latents(stock, noise, steps, torch.Generator().manual_seed(7), **told)
+            assert_close(theirs, ours, rtol=0, atol=1e-4)
+        stock = make()
+        stock.scheduler = LCMScheduler.from_pretrained(folder, subfolder="scheduler")
+        untouched = stock_latents(stock, noise, 1, None, **told)
         assert (untouched - our_latents(made, noise, 1, None)).abs().max() > 1e-2
 
     def test_lcm_keeps_its_guidance_as_a_setting(self, teacher, tmp_path):

@@ -134,7 +134,8 @@ def sample(
     """Make pictures with a distilled model.
 
     Args:
-        model: the result of `distil`, or a pipeline loaded from its folder.
+        model: a pipeline: what `distil` gave, by its `pipeline()` or from its folder; or that result itself, whose
+            pipeline is then put together at every call.
         prompts: texts, or classes of class-conditional models.
         steps: network calls, 1 to N.
         timesteps: strictly decreasing timesteps instead of the usual ones.
