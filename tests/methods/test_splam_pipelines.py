@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -22,17 +23,18 @@ from torch.testing import assert_close
 from transformers import CLIPTextModel
 
 from mezzotint import files
-from mezzotint.diffusion import Condition, Denoiser
+from mezzotint.diffusion import Condition, Denoiser, guided
 from mezzotint.methods import splam
 from mezzotint.methods.splam import adapters, cache, data, networks, sampling
 from mezzotint.methods.splam.embedding import WIDTH, gamma_embedding
 from mezzotint.methods.splam.networks import Averaged, folded, make_student
+from mezzotint.methods.splam.objective import Objective
 from mezzotint.methods.splam.options import Options
 from mezzotint.methods.splam.points import sampling_timesteps
 from mezzotint.methods.splam.sampler import multistep
 from mezzotint.methods.splam.student import Point, Student
-from mezzotint.methods.splam.teacher import exact
-from mezzotint.methods.splam.trainer import distil_pipeline
+from mezzotint.methods.splam.teacher import exact, teacher_step
+from mezzotint.methods.splam.trainer import distil_pipeline, prepared, settings_of
 from mezzotint.training import lora
 from tests.diffusion.conftest import tiny_pixart_pipe
 from tests.methods.conftest import sd15_shaped, sd_scheduler, sdxl_shaped, text_config, tiny_vae, tokenizer
@@ -255,6 +257,57 @@ class TestTraining:
             plain, base = getattr(made.pipeline(), name), getattr(pipe, name)
             assert plain.state_dict().keys() == base.state_dict().keys()
             assert digest(plain) != digest(base)
+
+    def test_stored_jumps_are_those_of_the_teacher_and_are_read_again(self, teacher, tmp_path, monkeypatch):
+        options = Options(
+            mode="splam_lora", points=4, teacher_steps=2, jumps=10, effective_time=True, sigma_mode="linear",
+            gamma_one_prob=0.5, steps=3, batch_size=4, learning_rate=1e-2, rank=4, guidance=3.0,
+        )  # fmt: skip
+        found = latents(teacher)
+        made = distil_pipeline(teacher, options, cached=found, run=tmp_path / "run", progress=False)
+        kept = files.read_safetensors(tmp_path / "run" / "jumps.safetensors")
+        assert {name: len(value) for name, value in kept.items()} == dict.fromkeys(
+            ("x_t", "x_to", "t", "weight", "caption"), 10
+        )
+        assert set(kept["t"].tolist()) <= {249, 499, 749, 999}
+        assert len(kept["caption"].unique()) == len(found.captions)
+        network = make_student(teacher.unet, embedded=False)
+        objective = Objective(
+            Denoiser(teacher),
+            network,
+            teacher.scheduler,
+            prepare=prepared(found),
+            settings=settings_of(options, network),
+        )
+        cond = found.conditions[kept["caption"]]
+        view = guided(Denoiser(teacher), cond, found.uncond, 3.0)
+        to = (kept["t"] - 250).clamp(min=0)
+        middle = to + (kept["t"] - to) // 2
+        x = teacher_step(view, kept["x_t"], kept["t"], middle, levels=objective.levels)
+        assert_close(teacher_step(view, x, middle, to, levels=objective.levels), kept["x_to"], rtol=1e-4, atol=1e-5)
+        # The teacher is not asked again, neither by the steps nor by a run that is continued.
+        monkeypatch.setattr(Objective, "jumps", lambda *_: pytest.fail("the teacher was asked"))
+        again = distil_pipeline(teacher, replace(options, steps=5), cached=found, run=tmp_path / "run", progress=False)
+        assert digest(again.student) != digest(made.student)
+
+    def test_a_student_begins_as_the_lora_it_is_given(self, teacher, tmp_path):
+        options = {"effective_time": True, "sigma_mode": "linear", "mode": "splam_lora"}
+        first = distilled(teacher, **options)
+        folder = first.save(tmp_path / "first")
+        tiny_rate = {"steps": 1, "batch_size": 4, "rank": 4, "guidance": 3.0, "learning_rate": 1e-12}
+        go_on = partial(distil_pipeline, teacher, cached=latents(teacher), progress=False)
+        for place in (folder, folder / lora.FILE):
+            second = go_on(Options(**options, **tiny_rate), start=place)
+            theirs, ours = (lora.tensors(made.pipeline().unet) for made in (second, first))
+            for name, value in ours.items():
+                assert_close(theirs[name], value, rtol=1e-5, atol=1e-7)
+        assert second.facts["start"] == str(folder / lora.FILE)
+        with pytest.raises(ValueError, match=r"does not fit a LoRA of rank 8 .* tensors differ, such as"):
+            go_on(Options(**options, **(tiny_rate | {"rank": 8})), start=folder)
+        with pytest.raises(ValueError, match="mode 'splam' trains none"):
+            go_on(Options(**(options | {"mode": "splam"})), start=folder)
+        with pytest.raises(ValueError, match="layer for gamma folded in"):
+            go_on(Options(mode="splam_lora"), start=folder)
 
     def test_a_killed_run_continues_bit_for_bit(self, teacher, tmp_path):
         folders = [tmp_path / "whole", tmp_path / "parts"]

@@ -59,6 +59,7 @@ def distil(
     guidance_range: tuple[float, float] = (6.0, 16.0),
     points: int = 50,
     teacher_steps: int = 1,
+    jumps: int = 0,
     ema: float = 0.95,
     effective_time: bool = False,
     gamma_one_prob: float = 0.0,
@@ -76,6 +77,7 @@ def distil(
     allow_distilled: bool = False,
     cached: Any = None,
     student: Any = None,
+    start: str | None = None,
 ) -> Distilled:
     """Distil a pipeline into a student that samples in one to eight steps without classifier-free guidance.
 
@@ -90,6 +92,8 @@ def distil(
         guidance_range: smallest and largest guidance scale of mode lcm.
         points: solver points N; a divisor of the training timesteps.
         teacher_steps: equal DDIM steps of the teacher from one point to the next; few points are far apart (ours).
+        jumps: how many of the teacher's jumps are made before the training and then drawn from; a teacher of many steps
+            costs more than the student. 0 makes new ones at every step (ours).
         ema: decay mu of the target network's average.
         effective_time: tell the network gamma by the timestep of the same noise level instead of an embedding (ours).
         gamma_one_prob: probability of gamma = 1 beside the uniform draw (ours).
@@ -107,6 +111,7 @@ def distil(
         allow_distilled: accept a teacher that takes a guidance embedding, so is distilled already.
         cached: a `cache.Cached` of the caller's own latents, instead of data.
         student: a network of the caller's to train, instead of a copy of the teacher's.
+        start: a LoRA to begin from: a folder that was written for this base in a mode with LoRA, or the file in it.
 
     Raises:
         ValueError: a value outside its range, data without captions, or a pipeline that cannot be distilled.

@@ -7,18 +7,20 @@ b1 + W1 v equals the rank-one update (W1 v) u^T of the first layer of the time M
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mezzotint import files
 from mezzotint.training import lora
 
 from .networks import GammaTransformer, added_features, embedders, projection, replica, timestep_features
 
-__all__ = ["TARGETS", "add_adapter", "constant", "core", "exported"]
+__all__ = ["TARGETS", "add_adapter", "begin", "constant", "core", "exported"]
 
 TARGETS = (
     "to_q",
@@ -71,6 +73,36 @@ def add_adapter(
                 "LoRA as well: leave them out, or use effective_time"
             )
         projection(network).requires_grad_(True)
+
+
+def begin(network: nn.Module, start: str | Path, rank: int) -> None:
+    """Put the weights of a LoRA file into a student's adapter, which stays the one that is trained.
+
+    Args:
+        network: a student with its adapter.
+        start: the file, or its folder.
+        rank: of the adapter.
+
+    Raises:
+        ValueError: a file for other layers or of another rank.
+    """
+    path = Path(start)
+    stored = files.read_safetensors(path / lora.FILE if path.is_dir() else path)
+    found = {name.partition(".")[2]: value for name, value in stored.items()}
+    live = lora.tensors(core(network), NAME)
+    different = sorted(name for name in found.keys() | live.keys() if _shape(found, name) != _shape(live, name))
+    if different:
+        raise ValueError(
+            f"{start} does not fit a LoRA of rank {rank} on the layers that are trained: {len(different)} tensors "
+            f"differ, such as {different[0]}"
+        )
+    with torch.no_grad():
+        for name, value in found.items():
+            live[name].copy_(value)
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> Any:
+    return tensors[name].shape if name in tensors else None
 
 
 def constant(features: Float[Tensor, "steps features"]) -> Float[Tensor, " features"]:

@@ -19,7 +19,7 @@ from mezzotint.loading import MEASURED
 from .options import Options
 from .points import skip
 
-__all__ = ["check_guidance", "check_student", "check_teacher", "evaluating", "known"]
+__all__ = ["check_guidance", "check_start", "check_student", "check_teacher", "evaluating", "known"]
 
 FEW_STEPS = 500
 
@@ -85,6 +85,20 @@ def check_student(student: nn.Module, teacher: nn.Module, options: Options) -> N
     has = getattr(mine, "time_cond_proj_dim", None) is not None or hasattr(student, "cond_proj")
     if options.embedded and not has:
         raise ValueError("the student has no layer for the embedding (time_cond_proj_dim); use effective_time")
+
+
+def check_start(options: Options) -> None:
+    """Refuse a LoRA to begin from where none is trained, or where a file cannot say everything that is.
+
+    Raises:
+        ValueError: such a mode.
+    """
+    if not options.lora:
+        raise ValueError(f"start is a LoRA, and mode {options.mode!r} trains none: use splam_lora or lcm_lora")
+    if options.embedded:
+        raise ValueError(
+            "a LoRA file has the layer for gamma folded in: start goes with effective_time, or mode lcm_lora"
+        )
 
 
 def check_guidance(scale: float, allowed: tuple[float, float], negative_prompt: str | None) -> None:

@@ -99,11 +99,9 @@ class Objective:
     def __call__(self, batch: Any, step: Step) -> Tensor:
         """The mean loss of a part of a batch."""
         latents, cond, uncond = self.prepare(batch, step)
-        t = self.taus.to(step.device)[step.integers("point", 0, self.settings.points)]
-        jump = Jump.between(self.levels, t, (t - self.skip).clamp(min=0))
-        weight = self._weight(step)
-        x_t = self.levels.add_noise(latents, step.normal("noise", *latents.shape[1:]), t)
-        x_to = self._teacher_step(x_t, jump, (cond, uncond), weight)
+        made = batch if "x_to" in batch else self.jumps(latents, (cond, uncond), step)
+        x_t, x_to, t, weight = (made[name] for name in ("x_t", "x_to", "t", "weight"))
+        jump = self._jump(t)
         told = weight if self.settings.embed_weight else None
         goal = self._target(x_to, jump, cond, weight=told, step=step)
         gamma = self._gamma(step)
@@ -111,6 +109,17 @@ class Objective:
         x_g = line(x_t, x_to, ratio, gamma)
         output = self.student(x_g, Point.on_path(jump, gamma, self.settings.sigma_mode), cond, weight=told)
         return (huber if self.settings.distance == "huber" else squares)(output, goal)
+
+    @torch.no_grad()
+    def jumps(self, latents: Tensor, conds: tuple[Condition | None, Condition | None], step: Step) -> dict[str, Tensor]:
+        """Noised latents x_t, where the teacher takes them, x_to, their timesteps and guidance weights."""
+        t = self.taus.to(step.device)[step.integers("point", 0, self.settings.points)]
+        weight = self._weight(step)
+        x_t = self.levels.add_noise(latents, step.normal("noise", *latents.shape[1:]), t)
+        return {"x_t": x_t, "x_to": self._teacher_step(x_t, self._jump(t), conds, weight), "t": t, "weight": weight}
+
+    def _jump(self, t: Tensor) -> Jump:
+        return Jump.between(self.levels, t, (t - self.skip).clamp(min=0))
 
     def _teacher_step(
         self, x_t: Tensor, jump: Jump, conds: tuple[Condition | None, Condition | None], weight: Tensor

@@ -25,6 +25,7 @@ class Options:
     guidance_range: tuple[float, float] = (6.0, 16.0)
     points: int = 50
     teacher_steps: int = 1
+    jumps: int = 0
     ema: float = 0.95
     effective_time: bool = False
     gamma_one_prob: float = 0.0
@@ -51,6 +52,8 @@ class Options:
         for name in ("steps", "batch_size", "rank", "teacher_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.jumps < 0:
+            raise ValueError(f"jumps must be 0 (a new one at every step) or more, got {self.jumps}")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be greater than 0 and finite, got {self.learning_rate}")
         if not 1 <= self.guidance < math.inf:

@@ -14,10 +14,11 @@ from mezzotint.loading import recommended
 from mezzotint.training import Config, Run, Step, fit
 
 from . import checks
-from .adapters import TARGETS, add_adapter
+from .adapters import TARGETS, add_adapter, begin
 from .cache import Cached, gathered
 from .distilled import Distilled
 from .embedding import WIDTH
+from .jumps import stored
 from .networks import make_student, projection
 from .objective import STUDENT, Objective, Prepare, Settings
 from .options import Options
@@ -51,6 +52,7 @@ def distil_pipeline(
     out: str | Path | None = None,
     cached: Any = None,
     student: Any = None,
+    start: str | Path | None = None,
     allow_distilled: bool = False,
     progress: bool = True,
 ) -> Distilled:
@@ -59,10 +61,14 @@ def distil_pipeline(
     teacher = checks.check_teacher(pipe, options, allow_distilled=allow_distilled)
     folder = None if run is None else Path(run)
     facts = {"data": cached.source if cached else str(data), "pictures": pictures, "resolution": resolution}
+    facts |= {} if start is None else {"start": str(start)}
     settings = {"options": options.to_json(), **facts}
     _refuse_others(folder, settings)
     with checks.evaluating(teacher.model):
         network = _student(teacher.model, options, student)
+        if start is not None:
+            checks.check_start(options)
+            begin(network, start, options.rank)
         if cached is None:
             cached = gathered(pipe, data, count=pictures, side=resolution, seed=options.seed, folder=folder)
         if folder is not None:
@@ -99,7 +105,8 @@ def train(
     """
     objective = Objective(teacher, network, scheduler, prepare=prepared(data), settings=settings_of(options, network))
     place = None if folder is None else folder / "training"
-    return fit(objective, {STUDENT: network}, data.tensors(), configured(options), folder=place, progress=progress)
+    items = stored(objective, data, options, folder=folder) if options.jumps else data.tensors()
+    return fit(objective, {STUDENT: network}, items, configured(options), folder=place, progress=progress)
 
 
 def configured(options: Options, *, checkpoint_every: int = 200) -> Config:
@@ -139,8 +146,10 @@ def prepared(data: Cached) -> Prepare:
     """Draw the autoencoder's noise anew, and look up the conditions of a batch."""
 
     def prepare(batch: Any, step: Step) -> Any:
-        noise = step.normal("autoencoder", *batch["mean"].shape[1:])
-        latents = batch["mean"] + batch["std"] * noise
+        if "x_to" in batch:
+            latents = batch["x_t"]
+        else:
+            latents = batch["mean"] + batch["std"] * step.normal("autoencoder", *batch["mean"].shape[1:])
         cond = data.conditions[batch["caption"].cpu()].to(step.device, latents.dtype)
         return latents, cond, data.uncond.to(step.device, latents.dtype)
 
