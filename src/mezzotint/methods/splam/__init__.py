@@ -75,8 +75,6 @@ def distil(
     run: str | None = None,
     out: str | None = None,
     allow_distilled: bool = False,
-    cached: Any = None,
-    student: Any = None,
     start: str | None = None,
 ) -> Distilled:
     """Distil a pipeline into a student that samples in one to eight steps without classifier-free guidance.
@@ -92,8 +90,7 @@ def distil(
         guidance_range: smallest and largest guidance scale of mode lcm.
         points: solver points N; a divisor of the training timesteps.
         teacher_steps: equal DDIM steps of the teacher from one point to the next; few points are far apart (ours).
-        jumps: how many of the teacher's jumps are made before the training and then drawn from; a teacher of many steps
-            costs more than the student. 0 makes new ones at every step (ours).
+        jumps: how many jumps of the teacher to make before the training and draw from; 0: new ones at every step (ours).
         ema: decay mu of the target network's average.
         effective_time: tell the network gamma by the timestep of the same noise level instead of an embedding (ours).
         gamma_one_prob: probability of gamma = 1 beside the uniform draw (ours).
@@ -109,8 +106,6 @@ def distil(
         run: folder for checkpoints and cached latents, so that a killed run can be continued; none when not given.
         out: folder to write the result to; refused before the training where it is not empty.
         allow_distilled: accept a teacher that takes a guidance embedding, so is distilled already.
-        cached: a `cache.Cached` of the caller's own latents, instead of data.
-        student: a network of the caller's to train, instead of a copy of the teacher's.
         start: a LoRA to begin from: a folder that was written for this base in a mode with LoRA, or the file in it.
 
     Raises:

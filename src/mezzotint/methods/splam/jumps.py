@@ -39,14 +39,14 @@ def stored(objective: Objective, data: Cached, options: Options, *, folder: Path
     batches = -(-options.jumps // count)
     again = [rng.stream(options.seed, "jumps/order", k) for k in range(-(-batches * count // total))]
     order = torch.cat([torch.randperm(total, generator=generator) for generator in again])[: batches * count]
-    parts = [_made(objective, data, options.seed, k, places) for k, places in enumerate(order.split(count))]
+    parts = [_made(objective, data, places, seed=options.seed, number=k) for k, places in enumerate(order.split(count))]
     made = {name: torch.cat([part[name] for part in parts])[: options.jumps].contiguous() for name in parts[0]}
     if folder is not None:
         files.write_safetensors(folder / FILE, made)
     return made
 
 
-def _made(objective: Objective, data: Cached, seed: int, number: int, places: Tensor) -> dict[str, Tensor]:
+def _made(objective: Objective, data: Cached, places: Tensor, *, seed: int, number: int) -> dict[str, Tensor]:
     count = len(places)
     device = next(objective.student.denoiser.model.parameters()).device
     step = Step(seed, number, 0, count, count, device, part="jumps")

@@ -56,7 +56,22 @@ def distil_pipeline(
     allow_distilled: bool = False,
     progress: bool = True,
 ) -> Distilled:
-    """See `mezzotint.methods.splam.distil`."""
+    """See `mezzotint.methods.splam.distil`; for callers with latents, or with a network to train, of their own.
+
+    Args:
+        pipe: the teacher's.
+        options: the settings.
+        data: see `distil`, as all that is not named here.
+        pictures: likewise.
+        resolution: likewise.
+        run: likewise.
+        out: likewise.
+        cached: latents of the caller's own, instead of data.
+        student: a network of the caller's to train, instead of a copy of the teacher's.
+        start: see `distil`.
+        allow_distilled: likewise.
+        progress: show a bar.
+    """
     target = None if out is None else files.free_folder(out)
     teacher = checks.check_teacher(pipe, options, allow_distilled=allow_distilled)
     folder = None if run is None else Path(run)
