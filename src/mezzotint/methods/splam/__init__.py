@@ -90,7 +90,7 @@ def distil(
         guidance_range: smallest and largest guidance scale of mode lcm.
         points: solver points N; a divisor of the training timesteps.
         teacher_steps: equal DDIM steps of the teacher from one point to the next; few points are far apart (ours).
-        jumps: how many jumps of the teacher to make before the training and draw from; 0: new ones at every step (ours).
+        jumps: how many jumps of the teacher to make first and then draw from; 0 makes new ones at every step (ours).
         ema: decay mu of the target network's average.
         effective_time: tell the network gamma by the timestep of the same noise level instead of an embedding (ours).
         gamma_one_prob: probability of gamma = 1 beside the uniform draw (ours).
