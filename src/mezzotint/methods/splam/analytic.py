@@ -47,6 +47,8 @@ ARMS: dict[str, Settings] = {
     "squares": replace(IMPROVED, distance="squares"),
     "10 points": replace(IMPROVED, points=10),
     "100 points": replace(IMPROVED, points=100),
+    "4 points of 5 teacher steps": replace(IMPROVED, points=4, teacher_steps=5),
+    "LCM, 4 points of 5 teacher steps": Settings(gamma="one", points=4, teacher_steps=5),
 }
 
 
