@@ -155,7 +155,7 @@ def _plane_claims(trial: Experiment, plane: analytic.Size) -> None:
         trial.claim(text, analytic.ENERGY, "SPLAM improved", over=("LCM-fixed-w",), condition=condition)
     for arm, base in (("4 points of 5 teacher steps", "SPLAM improved"), (FAR_LCM, "LCM-fixed-w")):
         if arm in plane.arms:
-            text = f"on the plane, one call is nearer to the data with four points of five teacher steps than with 50 ({base})"
+            text = f"on the plane, far points of five teacher steps make one call nearer to the data ({base})"
             trial.claim(text, analytic.ENERGY, arm, over=(base,), condition=f"{analytic.PLACE}, 1 steps")
     text = "on the plane, learning the jump is what makes one step work (gamma zero does not)"
     where = f"{analytic.PLACE}, 1 steps"
