@@ -6,15 +6,25 @@ number of times, train parameters that no module holds, and use functional calls
 
 from __future__ import annotations
 
+import atexit
+import gc
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast, broadcast_object_list, gather_object, reduce
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+def _leave() -> None:
+    """Close the group of processes, also where the frames of a failure still hold on to it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        gc.collect()
 
 
 class Processes:
@@ -26,6 +36,10 @@ class Processes:
 
     def __init__(self, device: torch.device) -> None:
         self.state = PartialState(cpu=device.type == "cpu")
+        if self.state.num_processes > 1:
+            # Threads of a group that is still open when the interpreter ends may abort the process.
+            atexit.unregister(_leave)
+            atexit.register(_leave)
         self.count: int = self.state.num_processes
         self.rank: int = self.state.process_index
         self.main: bool = self.state.is_main_process
