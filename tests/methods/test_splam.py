@@ -355,6 +355,15 @@ class TestGaussian:
         assert errors[0] > 4 * errors[1] > 16 * errors[2]
         assert errors[2] < 0.02
 
+    def test_8_the_chain_of_the_teacher_is_where_the_loss_is_zero(self):
+        step = Step(0, 0, 0, 64, 64, torch.device("cpu"))
+        x = {"x": Gaussian.c * random(64, 1, dtype=torch.float32)}
+        settings = Settings(gamma="one", conditioning="none", averaged=False)
+        values = self.table(self.chain(50))
+        assert objective(Scalars(values), settings, Gaussian())(x, step).item() < 1e-5
+        wrong = objective(Scalars(values * 1.02), settings, Gaussian())(x, step).item()
+        assert wrong > 1e-3
+
     def test_several_teacher_steps_to_a_point_are_the_chain_of_as_many_points(self):
         t, to = torch.tensor([249, 499, 749, 999]), torch.tensor([0, 249, 499, 749])
         jump, x, fine = Jump.between(LEVELS, t, to), random(4, 1), self.chain(100)
@@ -492,6 +501,8 @@ class TestRefusals:
             ({"gamma_one_prob": 1.5}, "gamma_one_prob must lie"),
             ({"ema": 1.0}, "ema must lie"),
             ({"rank": 0}, "rank must be"),
+            ({"teacher_steps": 0}, "teacher_steps must be"),
+            ({"jumps": -1}, "jumps must be 0"),
             ({"effective_time": True}, "needs sigma_mode 'linear'"),
             ({"effective_time": True, "mode": "lcm", "sigma_mode": "linear"}, "effective_time goes with"),
             ({"gamma_one_prob": 0.5, "mode": "lcm"}, "gamma_one_prob goes with"),
@@ -513,5 +524,6 @@ class TestRefusals:
     def test_forms_have_their_own_names(self):
         names = {Options().form, Options(init="torch").form, Options(gamma_one_prob=0.5).form, Options(mode="lcm").form}
         assert names == {"SPLAM official, zero start", "SPLAM official", "SPLAM improved", "LCM"}
-        assert Options(teacher_steps=2).form == "SPLAM improved"
+        assert {Options(teacher_steps=2).form, Options(jumps=64).form} == {"SPLAM improved"}
         assert Options(mode="lcm_fixed_w", teacher_steps=2).form == "LCM-fixed-w, 2 teacher steps a jump"
+        assert Options(mode="lcm", jumps=64).form == "LCM, stored jumps"

@@ -25,7 +25,7 @@ from transformers import CLIPTextModel
 from mezzotint import files
 from mezzotint.diffusion import Condition, Denoiser, guided
 from mezzotint.methods import splam
-from mezzotint.methods.splam import adapters, cache, data, networks, sampling
+from mezzotint.methods.splam import adapters, cache, data, jumps, networks, sampling
 from mezzotint.methods.splam.embedding import WIDTH, gamma_embedding
 from mezzotint.methods.splam.networks import Averaged, folded, make_student
 from mezzotint.methods.splam.objective import Objective
@@ -264,8 +264,12 @@ class TestTraining:
             gamma_one_prob=0.5, steps=3, batch_size=4, learning_rate=1e-2, rank=4, guidance=3.0,
         )  # fmt: skip
         found = latents(teacher)
+        monkeypatch.setattr(jumps, "BATCHES", 2)
         made = distil_pipeline(teacher, options, cached=found, run=tmp_path / "run", progress=False)
-        kept = files.read_safetensors(tmp_path / "run" / "jumps.safetensors")
+        places = sorted((tmp_path / "run" / "jumps").iterdir())
+        assert [place.name for place in places] == ["000000.safetensors", "000002.safetensors"]
+        parts = [files.read_safetensors(place) for place in places]
+        kept = {name: torch.cat([part[name] for part in parts])[:10] for name in parts[0]}
         assert {name: len(value) for name, value in kept.items()} == dict.fromkeys(
             ("x_t", "x_to", "t", "weight", "caption"), 10
         )
@@ -285,7 +289,11 @@ class TestTraining:
         middle = to + (kept["t"] - to) // 2
         x = teacher_step(view, kept["x_t"], kept["t"], middle, levels=objective.levels)
         assert_close(teacher_step(view, x, middle, to, levels=objective.levels), kept["x_to"], rtol=1e-4, atol=1e-5)
-        # The teacher is not asked again, neither by the steps nor by a run that is continued.
+        # A run that was killed between two files makes what is missing, as it would have been.
+        places[1].unlink()
+        again = distil_pipeline(teacher, replace(options, steps=4), cached=found, run=tmp_path / "run", progress=False)
+        assert all(torch.equal(value, parts[1][name]) for name, value in files.read_safetensors(places[1]).items())
+        # Then the teacher is not asked again, neither by the steps nor by a run that is continued.
         monkeypatch.setattr(Objective, "jumps", lambda *_: pytest.fail("the teacher was asked"))
         again = distil_pipeline(teacher, replace(options, steps=5), cached=found, run=tmp_path / "run", progress=False)
         assert digest(again.student) != digest(made.student)
@@ -535,6 +543,10 @@ class TestRefusals:
         ("changes", "message"),
         [
             ({"points": 30}, "points must divide"),
+            (
+                {"teacher_steps": 21},
+                "teacher_steps must be at most 20, the timesteps from one of 50 points to the next",
+            ),
             ({"points": 2000}, r"points must be in 1\.\.1000"),
             ({"guidance": 0.0}, "guidance must be at least 1"),
             ({"guidance": float("nan")}, "guidance must be at least 1"),

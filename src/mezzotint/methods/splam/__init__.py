@@ -34,6 +34,7 @@ CARD = Card(
     departures=(
         "The layer for gamma starts at zero, so the student begins as the teacher; init='torch' is official.",
         "effective_time and gamma_one_prob are ours, off by default, and reported under a name of their own.",
+        "teacher_steps and jumps (several steps of the teacher between far points, made once) are ours, too.",
         "sigma_mode='linear' is the noise that DDIM pairs really have; the official quadrature is the default.",
         "Teachers and students that predict v or x0 are converted; the official script knows noise only.",
         "Transformers get the embedding through a layer before their timestep embedders.",

@@ -7,11 +7,11 @@ times are encoded once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +22,9 @@ from mezzotint.diffusion import Condition, pixels, posterior
 
 from .data import Pair, pairs
 
-__all__ = ["Cached", "flatten", "gathered", "restore"]
+__all__ = ["Cached", "flatten", "gathered", "restore", "tracked"]
+
+T = TypeVar("T")
 
 LATENTS, EMBEDS, FACTS = "latents.safetensors", "prompt_embeds.safetensors", "captions.json"
 
@@ -165,13 +167,17 @@ def _encoded(pipe: Any, captions: Sequence[Any], at_once: int = 64) -> tuple[Con
 
 
 def _batched(items: Iterator[Pair], total: int, size: int = 16) -> Iterator[list[Pair]]:
+    groups = iter(lambda: list(islice(items, size)), [])
+    yield from tracked(groups, "encoding", -(-total // size))
+
+
+def tracked(items: Iterable[T], title: str, total: int) -> Iterator[T]:
+    """Items with a bar on standard error, where that is a terminal."""
     from rich.console import Console
     from rich.progress import track
 
-    groups = iter(lambda: list(islice(items, size)), [])
     screen = Console(stderr=True)
-    hidden = not screen.is_terminal
-    yield from track(groups, "encoding", -(-total // size), console=screen, transient=True, disable=hidden)
+    yield from track(items, title, total, console=screen, transient=True, disable=not screen.is_terminal)
 
 
 def _probe(pipe: Any, caption: Any) -> dict[str, Tensor]:

@@ -28,11 +28,16 @@ def check_teacher(pipe: Any, options: Options, *, allow_distilled: bool) -> Deno
     """The teacher's view, if it can be distilled with these options.
 
     Raises:
-        ValueError: an unknown prediction type, points that do not divide its timesteps, an adapter that is still
+        ValueError: an unknown prediction type, points that do not divide its timesteps, more teacher steps than there
+            are timesteps between them, an adapter that is still
             attached, half-precision weights where weights are trained, or a teacher that is distilled already.
     """
     teacher = Denoiser(pipe)
-    skip(options.points, len(teacher.levels))
+    if options.teacher_steps > (most := skip(options.points, len(teacher.levels))):
+        raise ValueError(
+            f"teacher_steps must be at most {most}, the timesteps from one of {options.points} points to the next, got "
+            f"{options.teacher_steps}"
+        )
     network: Any = teacher.model
     if getattr(network, "peft_config", None):
         raise ValueError("the teacher carries a LoRA: fuse it (pipe.fuse_lora) or unload it first")

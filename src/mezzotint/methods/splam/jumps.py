@@ -6,6 +6,7 @@ not depend on the student, so a store of them can be used many times, with new g
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,13 +16,13 @@ from mezzotint import files
 from mezzotint.diffusion import rng
 from mezzotint.training import Step
 
-from .cache import Cached
+from .cache import Cached, tracked
 from .objective import Objective
 from .options import Options
 
 __all__ = ["stored"]
 
-FILE = "jumps.safetensors"
+FOLDER, BATCHES = "jumps", 64
 
 
 def stored(objective: Objective, data: Cached, options: Options, *, folder: Path | None = None) -> dict[str, Tensor]:
@@ -31,19 +32,28 @@ def stored(objective: Objective, data: Cached, options: Options, *, folder: Path
         objective: makes them.
         data: latents, gone through in a new order each time.
         options: batch size, seed and number.
-        folder: where they are kept; what is there is read.
+        folder: where they are kept, 64 batches a file; files that are there are read, so a killed run goes on.
     """
-    if folder is not None and (folder / FILE).is_file():
-        return files.read_safetensors(folder / FILE)
     count, total = options.batch_size, len(data.mean)
     batches = -(-options.jumps // count)
     again = [rng.stream(options.seed, "jumps/order", k) for k in range(-(-batches * count // total))]
     order = torch.cat([torch.randperm(total, generator=generator) for generator in again])[: batches * count]
-    parts = [_made(objective, data, places, seed=options.seed, number=k) for k, places in enumerate(order.split(count))]
-    made = {name: torch.cat([part[name] for part in parts])[: options.jumps].contiguous() for name in parts[0]}
-    if folder is not None:
-        files.write_safetensors(folder / FILE, made)
-    return made
+    parts = []
+    for first in tracked(range(0, batches, BATCHES), "the teacher's jumps", -(-batches // BATCHES)):
+        place = None if folder is None else folder / FOLDER / f"{first:06d}.safetensors"
+        if place is not None and place.is_file():
+            parts.append(files.read_safetensors(place))
+            continue
+        numbers = range(first, min(first + BATCHES, batches))
+        made = [_made(objective, data, order[k * count :][:count], seed=options.seed, number=k) for k in numbers]
+        parts.append(_joined(made))
+        if place is not None:
+            files.write_safetensors(place, parts[-1])
+    return {name: value[: options.jumps] for name, value in _joined(parts).items()}
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
 
 
 def _made(objective: Objective, data: Cached, places: Tensor, *, seed: int, number: int) -> dict[str, Tensor]:

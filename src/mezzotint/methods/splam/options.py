@@ -99,10 +99,11 @@ class Options:
         """The name under which results are reported."""
         if not self.sub_path:
             name = {"lcm": "LCM", "lcm_fixed_w": "LCM-fixed-w", "lcm_lora": "LCM-LoRA"}[self.mode]
-            return name if self.teacher_steps == 1 else f"{name}, {self.teacher_steps} teacher steps a jump"
+            walk = f", {self.teacher_steps} teacher steps a jump" if self.teacher_steps > 1 else ""
+            return name + walk + (", stored jumps" if self.jumps else "")
         name = "SPLAM-LoRA" if self.lora else "SPLAM"
-        ours = (self.effective_time, self.gamma_one_prob, self.sigma_mode != "quadrature", self.teacher_steps > 1)
-        if not any(ours):
+        noise, teacher = self.sigma_mode != "quadrature", self.teacher_steps > 1 or self.jumps
+        if not (self.effective_time or self.gamma_one_prob or noise or teacher):
             return f"{name} official" if self.init == "torch" else f"{name} official, zero start"
         return f"{name} improved"
 

@@ -73,16 +73,17 @@ def distil_pipeline(
         progress: show a bar.
     """
     target = None if out is None else files.free_folder(out)
+    if start is not None:
+        checks.check_start(options)
     teacher = checks.check_teacher(pipe, options, allow_distilled=allow_distilled)
     folder = None if run is None else Path(run)
     facts = {"data": cached.source if cached else str(data), "pictures": pictures, "resolution": resolution}
-    facts |= {} if start is None else {"start": str(start)}
+    facts["start"] = None if start is None else str(start)
     settings = {"options": options.to_json(), **facts}
     _refuse_others(folder, settings)
     with checks.evaluating(teacher.model):
         network = _student(teacher.model, options, student)
         if start is not None:
-            checks.check_start(options)
             begin(network, start, options.rank)
         if cached is None:
             cached = gathered(pipe, data, count=pictures, side=resolution, seed=options.seed, folder=folder)
